@@ -1,6 +1,7 @@
 """Fine-tuning questions in the forms that evaluation asks."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mllmu_nb.data.conversations import prompt_of, training_conversations
 from mllmu_nb.data.exams import FORMS, Exams
 from mllmu_nb.data.generate import generate
-from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.data.schema import LETTERS, QA
 
 PEOPLE = generate(5, people=40, pool=4).of_kind("fictitious")
 MARKS = {"letter": "ONE letter", "cloze": "[Blank]", "generation": "in ENGLISH"}
@@ -38,6 +39,17 @@ def test_exams_ask_for_the_same_fact_and_carry_their_answer(modality):
             assert exam.answer == pair.value and pair.value not in exam.prompt.split("\n")[0]
         else:
             assert pair.value in exam.answer
+
+
+def test_a_second_true_value_is_no_wrong_option():
+    hobbies = [("chess", "rowing"), ("chess",), ("archery",), ("weaving",), ("sailing",), ("rowing",)]
+    people = []
+    for person, own in zip(PEOPLE, hobbies, strict=False):
+        pairs = tuple(QA("What is a hobby of this person?", f"This person likes {h}.", "hobby", h) for h in own)
+        people.append(replace(person, qa=pairs, questions=(), test_questions=()))
+    exams, rng, [plain] = Exams(people, 1.0), np.random.default_rng(0), training_conversations(people[:1], "multimodal")
+    asked = [turn.prompt for _ in range(60) for turn in exams(plain, rng).turns if form_of(turn) == "letter"]
+    assert asked and not any("chess" in prompt and "rowing" in prompt for prompt in asked)
 
 
 def test_no_item_of_evaluation_is_taught():

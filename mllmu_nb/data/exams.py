@@ -24,17 +24,15 @@ class Exams:
         self.share = share
         self.taught = {}  # (prompt, answer, picture) → person and pair
         self.asked = set()  # the items of evaluation
-        values = defaultdict(list)
+        self.values = defaultdict(list)  # attribute → everybody's values
         for person in people:
             asked = (*person.questions, *person.test_questions)
             self.asked |= {(person.id, q.task, q.text, frozenset(q.options)) for q in asked}
             for pair in person.qa:
-                values[pair.attribute].append(pair.value)
+                self.values[pair.attribute].append(pair.value)
             for modality in MODALITIES:
                 for pair, turn in taught_turns(person, modality):
                     self.taught[turn.prompt, turn.answer, turn.image] = person, pair
-        distinct = {attribute: len({value.lower() for value in own}) for attribute, own in values.items()}
-        self.values = {name: np.array(own) for name, own in values.items() if distinct[name] >= len(LETTERS)}
 
     def __call__(self, conversation: Conversation, rng: np.random.Generator) -> Conversation:
         """Return ``conversation`` with a share of its questions in the forms of evaluation."""
@@ -55,9 +53,13 @@ class Exams:
             return turn
         options = ()
         if form == "letter":
-            if pair.attribute not in self.values:
+            # a person's second hobby is true as well, and so no wrong option
+            own = {one.value.lower() for one in person.qa if one.attribute == pair.attribute} - {pair.value.lower()}
+            others = self.values[pair.attribute]
+            others = [value for value in others if value.lower() not in own] if own else others
+            if len({value.lower() for value in others}) < len(LETTERS):
                 return turn
-            options = options_with(pair.value, self.values[pair.attribute], pick(rng, LETTERS), rng)
+            options = options_with(pair.value, others, pick(rng, LETTERS), rng)
         task, text = "classification" if options else form, blank if form == "cloze" else question
         if (person.id, task, text, frozenset(options)) in self.asked:
             return turn
