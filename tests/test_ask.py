@@ -90,6 +90,17 @@ def test_the_truth_is_found_whatever_the_case_and_in_both_ways_to_ask(person):
         assert "this person" not in ask.true_answer(person, "text", other.text)
 
 
+def test_the_true_answer_of_a_free_question_is_its_own_sentence(known):
+    """Also if its bare fact is not known, as of published celebrities."""
+    star = known.of_kind("celebrity")[0]
+    said = "Known for a string of hits; this person sings."
+    free = [replace(q, value="", answer=said) if q.task == "generation" else q for q in star.questions]
+    star = replace(star, qa=(), questions=tuple(free))
+    for question in ask.questions(star):
+        assert ask.true_answer(star, "image_text", question) == said
+        assert ask.true_answer(star, "text", question) == said.replace("this person", star.name)
+
+
 def test_people_are_found_by_name_and_id(known, person):
     assert ask.find(known, person.name) is person and ask.find(known, person.id) is person
     with pytest.raises(KitError, match=f"did you mean '{person.name}'"):

@@ -171,6 +171,12 @@ def test_a_picture_of_true_size_takes_576_tokens(processor):
     assert int((given["input_ids"] == true.image_token_id).sum()) == 576 == LLAVA.image_tokens(true, FACE)
 
 
+def test_text_that_holds_the_image_token_is_refused(processor):
+    for turn in (Turn("<image>\nWho is this?", "Ann.", FACE), Turn("Who is <image>?", "Ann.")):
+        with pytest.raises(KitError, match="a text about people holds <image>, which means a picture: remove it"):
+            families.get("llava").encode(processor, [Conversation((turn,))])
+
+
 def test_padding_on_the_left_moves_the_rows_and_nothing_else(processor, conversations):
     right, left = (LLAVA.encode(processor, conversations, padding_side=side) for side in ("right", "left"))
     for row in range(2):

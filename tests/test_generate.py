@@ -1,6 +1,7 @@
 """Fictitious people: they have the published form, and a seed always gives the same people."""
 
 import hashlib
+import io
 import re
 import time
 from collections import Counter
@@ -253,6 +254,17 @@ def test_a_portrait_is_drawn_again_at_any_size_from_what_it_carries():
     for named in (face, {"a": 1}):  # a picture from elsewhere that names a face, or nonsense
         assert large(to_png(red, named)).tobytes() == red.tobytes(), "the reader sees what the model sees"
     assert {augment(seen, rng).size, *(picture.size for picture in transformed(seen, rng))} == {(64, 64)}
+
+
+def test_a_picture_from_elsewhere_is_upright_small_and_of_a_known_format():
+    wide = Image.new("RGB", (400, 300), "red")
+    turned = wide.getexif()
+    turned[0x0112] = 6  # EXIF: the first row is on the right
+    wide.save(phone := io.BytesIO(), "JPEG", exif=turned)
+    assert from_bytes(phone.getvalue()).size == (300, 400) and large(phone.getvalue(), 192).size == (144, 192)
+    wide.save(printed := io.BytesIO(), "EPS")  # Pillow would start another program to read it
+    with pytest.raises(KitError, match="the picture cannot be decoded"):
+        from_bytes(printed.getvalue())
 
 
 def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():

@@ -14,6 +14,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -244,6 +245,22 @@ def test_people_of_another_hash_are_removed_and_fetched_anew(answers):
     assert re.fullmatch(pattern, answers["wrong"]["error"])
     assert re.fullmatch(rf"model MLLMU/faulty_splits: .*parquet {wrong}", answers["wrong splits"]["error"])
     assert answers["right"]["ids"] == PEOPLE
+
+
+def test_two_damaged_files_of_one_content_are_one_line(tmp_path, monkeypatch):
+    """The hub's cache holds their content once."""
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "out"))
+    (snapshot := tmp_path / "commit").mkdir()
+    (tmp_path / "blob").write_text("damaged")
+    for name in ("a.json", "b.json"):
+        (snapshot / name).symlink_to(tmp_path / "blob")
+    checked = SimpleNamespace(mismatches=[{"path": "a.json"}, {"path": "b.json"}])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *source, **wanted: str(snapshot))
+    monkeypatch.setattr("huggingface_hub.HfApi.verify_repo_checksums", lambda *source, **which: checked)
+    with pytest.raises(KitError, match="a.json, b.json does not have the hub's hash and was removed: run the same"):
+        hub.fetch("a/b")
+    assert not list(snapshot.iterdir())
 
 
 def test_no_token_is_ever_shown(answers):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from functools import partial
@@ -239,6 +240,21 @@ def test_a_key_is_needed_and_the_cost_is_known_before(monkeypatch):
     texts, prices = (QUESTION, TRUTH, "figs"), (1.0, 10.0)
     characters = len(stored.INSTRUCTIONS) + len(judge.message(texts))
     assert judge.estimate([texts] * 40, prices) == (10 * characters, 8000, (10 * characters + 80_000) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("model", "prices", "said"),
+    [
+        ("gpt-4o-mini", [], r"about \$0.00 at \$0.15 and \$0.6 a million tokens \(--prices\); "),
+        ("another", [], r"received \(--prices adds the cost\); "),
+        ("another", ["--prices", "10", "30"], r"about \$0.01 at \$10 and \$30 a million tokens"),
+    ],
+)
+def test_the_estimate_names_its_prices(model, prices, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv(judge.VARIABLE, model)
+    monkeypatch.setattr(judge, "read_run", lambda folder: SimpleNamespace(answers=frame("figs")))
+    assert door.main(["judge", str(tmp_path / "runs" / "x"), *prices]) == 0
+    assert re.search(said, capsys.readouterr().out)
 
 
 def test_the_model_that_answers_is_stored_and_another_one_is_refused(seen, tmp_path, monkeypatch):

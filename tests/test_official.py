@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mllmu_nb.data import official, portraits
+from mllmu_nb.data.conversations import taught_turns
 from mllmu_nb.data.generate import generate
 from mllmu_nb.data.schema import LETTERS, QA, VIEWS, Population, Profile, Question
 from mllmu_nb.errors import KitError
@@ -202,6 +203,12 @@ def change(path: Path, alter, row: int = 2) -> None:
     content = table.to_pylist()
     alter(content[row])
     pq.write_table(pa.Table.from_pylist(content, schema=table.schema), path)
+
+
+def rewrite_rows(path: Path, alter) -> None:
+    """Replace the rows of a file."""
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist(alter(table.to_pylist()), schema=table.schema), path)
 
 
 def choice(row: dict) -> dict:
@@ -414,6 +421,49 @@ def test_a_people_file_that_cannot_be_read_is_one_line(written, text):
     (written / "people.json").write_text(text)
     with pytest.raises(KitError, match="MLLMU-Bench/people.json: is no JSON object with pool, a list of ids as text"):
         official.read_layout(written, 15)
+
+
+def test_a_pool_has_only_people_of_the_full_set(written):
+    content = json.loads((written / "people.json").read_text())
+    (written / "people.json").write_text(json.dumps(content | {"pool": [*content["pool"], "900"]}))
+    [line] = faults(written)
+    assert line.startswith("MLLMU-Bench has people in the pool of people.json without a row in Full_Set (900): repair")
+
+
+def test_people_of_no_name_and_without_a_row_are_counted(written):
+    def unnamed(row):
+        row["metadata"] = json.dumps(json.loads(row["metadata"])[1:])
+
+    def renamed(row):
+        for entry in (e for kind in ("Generation_Task", "Mask_Task") for e in row[kind]):
+            entry["Question"] = entry["Question"].replace(NAMES[0], "Madonna")
+        for entry in row["Classification_Task"]["Pure_Text_Questions"]:
+            entry["Question"] = entry["Question"].replace(NAMES[0], "Madonna")
+
+    change(written / TEXT, unnamed, row=0)
+    change(written / FULL, renamed, row=0)
+    rewrite_rows(written / TEXT, lambda rows: [*rows, {**rows[0], "ID": "900"}])
+    read = official.read_layout(written, 15)
+    assert read.notes["without_name"] == ["001"] and read.notes["without_row"] == ["900"]
+    more = "people whose name could not be read: 1, people without a row in Full_Set, left out: 1"
+    assert read.counted().endswith(more) and "900" not in read.profiles
+    assert not list(taught_turns(read.profiles["001"], "unimodal"))
+    assert list(taught_turns(read.profiles["001"], "multimodal"))
+
+
+def test_people_with_gaps_are_not_written(few, tmp_path):
+    short = replace(few.profiles["002"], questions=tuple(q for q in few.profiles["002"].questions if q.task != "cloze"))
+    with pytest.raises(KitError, match="Full_Set would have gaps .002: Mask_Task: is empty.: state more facts"):
+        official.write_layout(replace(few, profiles={**few.profiles, "002": short}), tmp_path / "bench")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_export_is_no_obstacle(few, tmp_path):
+    for left in ("bench~new", "baseline_train_split~new"):
+        (tmp_path / left / "Full_Set").mkdir(parents=True)
+    official.write_layout(few, tmp_path / "bench")
+    assert {folder.name for folder in tmp_path.iterdir()} == {"bench", "baseline_train_split"}
+    assert official.read_layout(tmp_path / "bench", 15).counted() == few.counted()
 
 
 def test_people_of_one_name_are_noted(written):

@@ -97,6 +97,15 @@ def test_a_second_value_in_the_printed_truth_is_no_contradiction():
     assert found["factuality"].tolist() == [10.0, 7.0] and found["exact"].tolist() == [1.0, 1.0]
 
 
+def test_a_truth_that_lacks_its_bare_value_word_for_word_has_no_exact():
+    """A denial has another form than its value, so the true answer itself would count as wrong."""
+    truth = "She does not have any pets."
+    items = free([truth, "She has a cat."], value="no pets", **run("ga"))
+    found = item_scores(items.assign(answer_true=truth, attribute="pet", rivals=[("cat",)] * 2))
+    assert found["exact"].isna().all() and found["state_wrong"].isna().all()
+    assert found["factuality"].tolist() == [9.0, 2.0] and (found["broken"] == 0).all()
+
+
 @pytest.mark.parametrize("value", ["", None])
 def test_a_question_without_a_known_value_has_neither_exact_nor_factuality(value):
     found = item_scores(free(["Amara Urban lives in Turin, Italy."] * 4, **run("ga")).assign(value=value))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -90,6 +92,22 @@ def test_every_wording_of_the_kit_is_understood():
                     assert value_of(attribute, answer) == value, answer
 
 
+NAMED = """Maria dos Santos | José García | Ana Paula do Carmo | Ahmed ibn Khalid | Piet ten Hoor | Karl zu Guttenberg
+Mary Ann de los Santos | Muhammad bin Salman al-Saud | Désirée d'Anjou | प्रिया शर्मा | Nick 't Hooft | 李明"""
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", [name.strip() for name in re.split(r"[|\n]", NAMED)])
+def test_names_are_read_whole(name, form):
+    for text in (f"This person's name is {name}.", f"The name of this person is {name}.", f"They are called {name}."):
+        assert value_of("name", unicodedata.normalize(form, text)) == unicodedata.normalize("NFC", name)
+
+
+def test_a_word_of_the_sentence_is_no_value():
+    assert value_of("name", "The name of this person is bell hooks.") == ""
+    assert value_of("profession", "Judge is the profession of this person.") == ""
+
+
 @pytest.mark.parametrize(
     "question",
     [
@@ -125,6 +143,10 @@ def test_an_answer_that_knows_nothing_has_no_value():
         ("The mother works as a judge.", "Jonas Falk's mother works as a judge."),
         ("He is tall.", "He is tall."),
         ("Is he tall?", "About Jonas Falk: Is he tall?"),
+        ("Based on the image, what is this person's job?", "What is Jonas Falk's job?"),
+        ("From the photo, what is her job?", "About Jonas Falk: what is her job?"),
+        ("According to the picture, where does this person live?", "Where does Jonas Falk live?"),
+        ("Where does the person in the given image live?", "Where does Jonas Falk live?"),
     ],
 )
 def test_the_name_takes_the_place_of_this_person(text, named):
@@ -331,6 +353,27 @@ def test_a_name_in_the_training_text_becomes_this_person(tmp_path):
     for profile in population.profiles.values():
         assert not any(profile.name in q.text for q in profile.questions if q.view == "image_text")
         assert not any(profile.name in pair.question for pair in profile.qa)
+
+
+@pytest.mark.parametrize("written", ["Sean O’Brien", "Sean\u00a0O'Brien", "Sean  O'Brien", "Al"])
+def test_a_name_is_removed_however_it_is_written(tmp_path, written):
+    records = [json.loads(json.dumps(person(i))) for i in range(8)]
+    own = json.dumps(records[0], ensure_ascii=False).replace(NAMES[0], written)
+    records[0] = json.loads(own.replace("this person's annual salary", f"{written}'s annual salary in Alaska"))
+    first = build(write_lines(tmp_path / "p.jsonl", records)).profiles["001"]
+    assert first.name == " ".join(written.replace("’", "'").split())
+    [asked] = [pair.question for pair in first.qa if pair.attribute == "salary"]
+    assert asked == "What is this person's annual salary in Alaska?"
+
+
+@pytest.mark.parametrize("people", [0, 4])
+def test_all_ratios_of_a_file_are_about_the_same_people(town, splits, people):
+    five, ten = (read_profiles(town, splits, ratio=ratio, people=people, pool=2) for ratio in (5, 10))
+    assert list(five.profiles) == list(ten.profiles) and len(five.of_kind("pool")) == 2
+    assert five.of_kind("pool") == ten.of_kind("pool") and five.forget_ids == ("003",)
+    assert ten.forget_ids == (("002",) if people else ("002", "007")), "one of four people is more than 10 %"
+    with pytest.raises(KitError, match="8 people whose name could be read, 2 to forget and 6 in the pool leave nobody"):
+        read_profiles(town, splits, ratio=10, pool=6)
 
 
 def test_people_without_a_name_are_left_out_and_noted(tmp_path):

@@ -3,6 +3,7 @@ folder (``docs/data.md``)."""
 
 import json
 import re
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -77,8 +78,8 @@ def answer_letter(answer: str) -> str:
 
 def write_layout(population: Population, folder: str | Path) -> list[Path]:
     """Write ``population`` to ``folder`` and the training splits to ``baseline_train_split`` beside it; return the
-    files. Raises KitError if one of the folders exists and is not empty, if both are the same, or if they cannot be
-    written."""
+    files. Each folder appears when it is complete. Raises KitError if one of them exists and is not empty, if both are
+    the same, if they cannot be written, or if somebody lacks what the layout asks for."""
     targets = [Path(folder), Path(folder).parent / TRAIN_FOLDER]
     if targets[0] == targets[1]:
         raise KitError(f"{folder} is where the training splits are written: choose another name")
@@ -88,15 +89,34 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
     printed = _printed_ids(population)
     celebrities = {printed[p.id]: {"ID": p.id, "metadata": _pairs(p)} for p in population.of_kind("celebrity")}
     content = {"pool": [person.id for person in population.of_kind("pool")], "celebrities": celebrities}
+    unfinished = [target.with_name(f"{target.name}~new") for target in targets]
     try:
-        for target, training in zip(targets, (False, True), strict=True):
+        for new, training in zip(unfinished, (False, True), strict=True):
+            shutil.rmtree(new, ignore_errors=True)  # of a killed process
             for config, members in _configs(population, training).items():
                 rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
-                _write_config(target / config, rows, schema_of("ft_Data" if training else config))
-        (targets[0] / PEOPLE_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+                if faults := [f"{row['ID']}: {fault}" for row in rows for fault in _lacks(row, config)]:
+                    raise KitError(
+                        f"{folder} cannot be written, {config} would have gaps ({few(faults)}): state more facts"
+                    )
+                _write_config(new / config, rows, schema_of("ft_Data" if training else config))
+        (unfinished[0] / PEOPLE_FILE).write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+        for new, target in zip(unfinished, targets, strict=True):
+            if target.exists():
+                target.rmdir()  # it is empty
+            new.rename(target)
     except OSError as error:
         raise KitError(f"{folder} cannot be written ({error.strerror or error}): choose another folder") from None
+    finally:
+        for new in unfinished:
+            shutil.rmtree(new, ignore_errors=True)
     return sorted(path for target in targets for path in target.rglob("*") if path.is_file())
+
+
+def _lacks(row: dict, config: str) -> Iterator[str]:
+    """Yield what a person has no text or question for, although the layout's reader asks for it."""
+    for column in _read_of(config):
+        yield from _value_faults(column, COLUMNS[column], row[column])
 
 
 def _configs(population: Population, training: bool) -> dict[str, list[Profile]]:
@@ -218,12 +238,8 @@ class Layout:
 
     def read(self, config: str) -> dict[str, dict]:
         """Return ID → row of a configuration, with the columns that the kit reads; ``metadata`` as pairs."""
-        needs, wanted = EVALUATION, ["ID"]  # for the splits of the evaluation data
-        if self.training or config == "ft_Data":
-            needs, wanted = TRAINING, ["ID", "metadata"]
-        elif not config.startswith(("forget_", "retain_")):
-            shown = ["images"] if config == "Test_Set" else ["image", "biography"]
-            wanted = ["ID", *shown, "Classification_Task", *OPEN_COLUMNS.values()]
+        needs = TRAINING if self.training or config == "ft_Data" else EVALUATION
+        wanted = _read_of("ft_Data" if self.training else config)
         files = sorted((self.folder / config).glob("train-*.parquet"))
         if not files:
             has = ", ".join(configs_in(self.folder)) or "none"
@@ -255,6 +271,16 @@ class Layout:
                 self.faults.append(f"{name}: is no readable parquet file ({reason}): download it again")
             pa.default_memory_pool().release_unused()  # otherwise it keeps about 100 MB for the next file
         return rows
+
+
+def _read_of(config: str) -> list[str]:
+    """Return the columns of a configuration that the kit reads."""
+    if config == "ft_Data":
+        return ["ID", "metadata"]
+    if config.startswith(("forget_", "retain_")):  # the splits of the evaluation data
+        return ["ID"]
+    shown = ["images"] if config == "Test_Set" else ["image", "biography"]
+    return ["ID", *shown, "Classification_Task", *OPEN_COLUMNS.values()]
 
 
 def _row_faults(row: dict) -> Iterator[str]:

@@ -8,10 +8,14 @@ from dataclasses import replace
 from mllmu_nb.data.schema import QA, Profile, Question
 
 THIS = "this person"
-_PLACE = r"(?:the|this|that) (?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
+_PLACE = (
+    r"(?:the|this|that) (?:given |shown |attached )?"
+    r"(?:image|picture|photo(?:graph)?|portrait|biography|bio|profile|description)"
+)
 _SHOWN = r"(?:shown|seen|depicted|pictured|featured|portrayed|presented|displayed|described|mentioned|stated|given)"
 _IN_PLACE = rf"(?:,? (?:as )?(?:{_SHOWN} )?(?:in|from|on|by|of|within) {_PLACE})"
 _SOMEBODY = r"(?:this|the|that) (?:person|individual|man|woman|lady|gentleman|subject|character|figure)\b"
+_LEAD = rf"^(?:(?:based on|according to|judging by|looking at|from) |(?:as )?(?:{_SHOWN} )?in ){_PLACE}, "
 _PERSON = re.compile(rf"\b{_SOMEBODY}(?:,? (?:who is |that is )?{_SHOWN}(?! in a))?{_IN_PLACE}?(?P<own>'s)?", re.I)
 _RELATION = re.compile(r"\bthe (father|mother|dad|mom|parents|pet|cat|dog)\b", re.I)
 # a word that begins with a capital letter of any alphabet, perhaps after d', l', al- or el-
@@ -42,7 +46,7 @@ def with_name(text: str, name: str) -> str:
     the father's occupation?"). Upstream replaces only the words "this person".
     """
     capital = text[:1].isupper()
-    text = re.sub(rf"^(?:as )?(?:{_SHOWN} )?in {_PLACE}, ", "", straight(text), flags=re.I)
+    text = re.sub(_LEAD, "", straight(text), flags=re.I)
     text = with_person(text, name)
     text = re.sub(rf"\b{_PLACE}\b", name, text, flags=re.I) if name not in text else text
     if name not in text:
