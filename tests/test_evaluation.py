@@ -86,11 +86,13 @@ def test_other_devices_lend_a_beginning_with_the_cpus_result(model, processor, p
     given = (query, key, value, mask, 0.3, keys, values)
     asked = [one for one in conversations(people, system="Be brief.") if len(one.turns) > 1]
     kernel, texts = attention._to_both(*given), answers(model, processor, asked, max_new_tokens=6)
+    small = mask.clamp(min=torch.finfo(torch.bfloat16).min)
+    half = [one.bfloat16() if isinstance(one, torch.Tensor) else one for one in (*given[:3], small, *given[4:])]
+    torch.testing.assert_close(attention._to_both(*half).float(), kernel, atol=0.03, rtol=0.03)
     monkeypatch.setattr(attention, "_attention", attention._plain)
     torch.testing.assert_close(attention._to_both(*given), kernel, atol=1e-5, rtol=1e-5)
     assert answers(model, processor, asked, max_new_tokens=6) == texts and len(set(texts)) > 10
-    half = [one.to("meta", torch.bfloat16) if isinstance(one, torch.Tensor) else one for one in given]
-    result = attention._to_both(*half)
+    result = attention._to_both(*(one.to("meta") if isinstance(one, torch.Tensor) else one for one in half))
     assert (result.shape, result.dtype) == (kernel.shape, torch.bfloat16)
 
 
