@@ -114,7 +114,7 @@ class Config(BaseModel):
     shot_source: Literal["pool", "retain", "upstream", "none"] | None = None  # the people in the worked examples
     scoring: Literal["both", "letter"] | None = None  # of multiple choice: letter and likelihood, or letter
     long_prompts: Literal["refuse", "fewer_shots", "ask"] | None = None  # if shots and question exceed the context
-    eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of the weights in evaluation
+    eval_precision: Literal["fp32", "bf16", "fp16"] | None = None  # of a large model's weights in evaluation
     eval_batch: Count = 0  # questions asked at once: changes memory and time; 0: 256, at paper scale 8
     cyclic: bool = False  # ask every multiple-choice question in all four cyclic orders of its options
     draws_file: str = ""  # random draws of another evaluation (draws.json) to be repeated; "": drawn with shot_seed
@@ -247,8 +247,8 @@ class Config(BaseModel):
             own = getattr(declared, name)
             if given[name] is None and own not in (None, numbers[name][0]):
                 numbers[name] = (own, IN_FILE)
-        by_hand = {name: given[name] for name in ("schedule", "precision", "micro_batch", "checkpointing")}
-        by_hand["batch_size"] = given[f"{prefix}batch_size"]
+        by_hand = {name: getattr(self, name) for name in ("schedule", "precision", "micro_batch", "checkpointing")}
+        by_hand["batch_size"] = getattr(self, f"{prefix}batch_size")
         for name, value in by_hand.items():
             if value and value != numbers[name][0]:
                 numbers[name] = (value, BY_HAND)
@@ -292,6 +292,11 @@ class Config(BaseModel):
 
     def __hash__(self) -> int:
         return hash(stable_hash(self.parameters()))
+
+    @property
+    def _recipes(self) -> list[Recipe]:
+        """The recipes of the trainings on the way to the model."""
+        return [self.training, *([self.unlearning] if self.trains else [])]
 
     @property
     def _method_class(self) -> type[Method]:
@@ -345,8 +350,6 @@ class Config(BaseModel):
         if self.train_steps == 0 and not training["epochs"]:
             raise KitError(f"train_steps must be above 0: fine-tuning at scale {self.scale} has no epochs in its place")
         self._fill(train_lr=training["lr"], train_steps=training["steps"])
-        if self.train_batch_size == training["batch_size"]:
-            self._set(train_batch_size=0)
         defaults = setting_names(self.method, self.after, self.variant)
         settings = dict(self.settings)
         if self.trains:
@@ -357,11 +360,25 @@ class Config(BaseModel):
             settings = {name: value for name, value in own.items() if name in defaults} | settings
         else:  # these have no effect
             self._set(unlearn_steps=None, unlearn_epochs=None, unlearn_lr=None, unlearn_batch_size=0)
+        self._leave_to_presets()
         owners = dict.fromkeys(after_steps.settings_of(self.after), self.after)
         for name, value in settings.items():
             choose(f"hyper-parameter of {self.method} ({self.variant})", name, defaults)
             settings[name] = typed(owners.get(name, self.method), name, value, defaults[name])
         self._set(settings={**defaults, **settings})
+
+    def _leave_to_presets(self) -> None:
+        """Drop values that say what the presets say, so that they make no other run."""
+        if self.micro_batch and self.micro_batch >= max(recipe.batch_size for recipe in self._recipes):
+            self._set(micro_batch=0)
+        words = self._usual_words()
+        for name in ("schedule", "precision", "train_batch_size", "unlearn_batch_size"):
+            given, usual = getattr(self, name), words.get(name, type(self).model_fields[name].default)
+            if given != usual:
+                recipes = self._recipes
+                self._set(**{name: usual})
+                if self._recipes != recipes:
+                    self._set(**{name: given})
 
     def _check(self) -> None:
         if self.trains and self.modality == "none":
@@ -372,9 +389,16 @@ class Config(BaseModel):
             _ = self.objective  # raises KitError for a hyper-parameter that the method does not take
         if self.quantise_base and self.scale == "miniature":
             raise KitError("quantise_base is for the frozen layers of a large model: leave it out at scale 'miniature'")
-        recipes = [self.training, *([self.unlearning] if self.trains else [])]
-        if self.quantise_base and any(recipe.precision == "fp32" for recipe in recipes):
+        if self.eval_precision and self.scale == "miniature":
+            raise KitError("eval_precision is for a large model's weights: leave it out at scale 'miniature'")
+        if self.quantise_base and any(recipe.precision == "fp32" for recipe in self._recipes):
             raise KitError("quantise_base computes in half precision: set precision to bf16 as well")
+        # the small change of an adapter is lost when merged weights are rounded to 4 bits again
+        merging = self.quantise_base and self.trains
+        if merging and (other := self._method_class.other_reference):
+            raise KitError(f"quantise_base would round the adapter of {other} away: leave it out")
+        if merging and not self.vanilla_path:
+            raise KitError("quantise_base would round vanilla's adapter away: give a vanilla_path with whole weights")
         if self.replay and self.scale == "paper":
             raise KitError("replay repeats what the small base models know: leave it out at scale 'paper'")
         if self.unlearn_steps and self.unlearn_epochs:

@@ -94,8 +94,8 @@ def train(
     model gets back the weights that it had after ``steps``. Raises :class:`TrainingDiverged` if loss or gradient is not
     finite, or the loss is ``rise`` above its first value.
     """
-    torch.manual_seed(seed)
     state, autocast = processes(), _autocast(recipe, model.device)
+    torch.manual_seed(seed + state.process_index)  # each process has other masks of dropout
     several = state.num_processes > 1
     # only one process would find the file, and continue from another step than the others
     kept = Checkpoint() if several or not checkpoint else checkpoint

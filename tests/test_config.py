@@ -87,6 +87,18 @@ def config_of(**parameters):
             {"scale": "paper", "precision": "fp32", "quantise_base": "nf4"},
             "quantise_base computes in half precision: set precision to bf16 as well",
         ),
+        (
+            {**NPO, "scale": "paper", "quantise_base": "nf4"},
+            "quantise_base would round vanilla's adapter away: give a vanilla_path with whole weights",
+        ),
+        (
+            {**NPO, "scale": "paper", "variant": "upstream", "vanilla_path": "whole", "quantise_base": "nf4"},
+            "quantise_base would round the adapter of retain_epoch away: leave it out",
+        ),
+        (
+            {"eval_precision": "fp16"},
+            "eval_precision is for a large model's weights: leave it out at scale 'miniature'",
+        ),
         ({"adapter_path": "x"}, "adapter_path is asked as method 'yours', not 'vanilla'"),
         (
             {"method": "yours", "modality": "unimodal"},
@@ -378,6 +390,33 @@ def test_a_run_is_called_by_what_is_resolved_and_not_by_how_it_was_given():
     assert vanilla.but(unlearn_lr=1e-3, unlearn_steps=3).run_id == vanilla.run_id, "it unlearns nothing"
 
 
+@pytest.mark.parametrize(
+    "config, same",
+    [
+        (Config(**NPO), {"precision": "fp32"}),
+        (Config(**NPO, protocol="upstream"), {"precision": "fp32"}),
+        (Config(**NPO), {"train_batch_size": 12}),
+        (Config(**NPO), {"unlearn_batch_size": 8}),
+        (Config(**NPO), {"micro_batch": 12}),  # fine-tuning's batch, the larger one
+        (Config(scale="paper", **NPO), {"precision": "bf16"}),
+        (Config(scale="paper", **NPO), {"schedule": "linear"}),
+        (Config(scale="paper", **NPO), {"unlearn_batch_size": 4}),
+        (Config(scale="paper", **NPO), {"micro_batch": 4}),
+    ],
+)
+def test_a_value_that_says_what_the_presets_say_is_no_other_run(config, same):
+    said = config.but(**same)
+    assert said.run_id == config.run_id and said.deviations() == {} and sources(said) == sources(config)
+    assert (said.training, said.unlearning) == (config.training, config.unlearning)
+
+
+def test_a_value_that_one_of_two_trainings_has_otherwise_is_another_run():
+    """Unlearning of the miniature has a constant schedule and batches of 8, fine-tuning a plateau and batches of 12."""
+    config = Config(**NPO)
+    for name, value in (("schedule", "constant"), ("micro_batch", 8)):
+        assert name in config.but(**{name: value}).deviations()
+
+
 def test_a_parameter_that_comes_later_renames_no_run(monkeypatch):
     monkeypatch.setitem(module.NEUTRAL, "depth", 4)
 
@@ -394,7 +433,8 @@ def test_a_parameter_that_comes_later_renames_no_run(monkeypatch):
 
 
 def test_4_bits_are_a_matter_of_trainings_at_paper_scale_and_a_deviation():
-    plain = config_of(scale="paper", method="ga", modality="multimodal")
+    plain = config_of(scale="paper", method="ga", modality="multimodal", vanilla_path="whole")
+    assert config_of(scale="paper", quantise_base="nf4").quantise_base == "nf4", "fine-tuning rounds no adapter"
     bits = plain.but(quantise_base="nf4")
     assert plain.but(quantise_base=None).run_id == plain.run_id != bits.run_id
     assert "quantise_base" not in plain.identity() and bits.deviations()["quantise_base"] == (None, "nf4")

@@ -1,5 +1,6 @@
 """Families: exact prompts, label masks, pictures, and the modules that adapters change."""
 
+import copy
 import inspect
 import json
 import re
@@ -157,6 +158,17 @@ def test_label_modes_are_counted_by_kind_of_token(processor, conversations):
     assert all(kinds["padding"][0] == 0 for kinds in counted.values())
 
 
+def test_a_tokenizer_without_a_padding_token_pads_with_its_end(processor, conversations):
+    usual, bare = LLAVA.encode(processor, conversations), copy.deepcopy(processor)
+    bare.tokenizer.pad_token = None
+    batch = LLAVA.encode(bare, conversations)
+    padding = batch["attention_mask"] == 0
+    assert padding.any() and (batch["input_ids"][padding] == bare.tokenizer.eos_token_id).all()
+    for name in ("attention_mask", "labels"):
+        assert torch.equal(batch[name], usual[name])
+    assert torch.equal(batch["input_ids"][~padding], usual["input_ids"][~padding])
+
+
 def test_a_picture_of_true_size_takes_576_tokens(processor):
     """In LLaVA-1.5, a picture has 336 pixels per side, in patches of 14."""
     pictures = CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
@@ -215,6 +227,10 @@ MISTRAL = 16 * 32 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336))
 PROJECTION = 16 * (2 * (1152 + 14336) + (14336 + 4096))
 PERCEIVER = 16 * 3 * (2 * (4096 + 1536) + 2 * (4096 + 384) + 3 * (4096 + 16384))
 SIGLIP_QKV = 16 * 27 * 3 * (1152 + 1152)
+# Qwen2.5-VL-7B: 28 layers of width 3584 with keys and values of width 512; a tower of 32 layers, and its merger.
+QWEN = 16 * 28 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
+QWEN_TOWER_MLP = 16 * 32 * 3 * (1280 + 3420)
+QWEN_TOWER_REST = 16 * (32 * ((1280 + 3840) + (1280 + 1280)) + (5120 + 5120) + (5120 + 3584))
 
 
 def published(name):
@@ -231,6 +247,9 @@ def published(name):
         ("idefics2", "language", MISTRAL),
         ("idefics2", "upstream", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
         ("idefics2", "upstream_v5", MISTRAL + PROJECTION + PERCEIVER + SIGLIP_QKV),
+        ("qwen2_5_vl", "language", QWEN),
+        ("qwen2_5_vl", "upstream", QWEN + QWEN_TOWER_MLP),
+        ("qwen2_5_vl", "upstream_v5", QWEN + QWEN_TOWER_MLP + QWEN_TOWER_REST),
     ],
 )
 def test_adapters_have_as_many_parameters_as_counted_by_hand(name, reach, count):

@@ -13,10 +13,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.errors import KitError
-from mllmu_nb.models import files
+from mllmu_nb.models import families, files
 from mllmu_nb.models import load as loading
 from mllmu_nb.models.adapters import attach, load, merge, save
 from mllmu_nb.models.load import load_base, load_full, save_full, unfreeze
@@ -72,16 +73,18 @@ def test_only_what_the_reach_names_trains(tiny):
     ] * 2
 
 
-@pytest.mark.parametrize(
-    ("where", "message"),
-    [
-        ("no_such_module", "no linear layer of this model matches adapter_reach 'no_such_module'"),
-        ("q_proj|embed_tokens", "the adapter is on the wrong layers: see model.language_model.embed_tokens"),
-    ],
-)
-def test_an_adapter_that_would_train_anything_else_is_refused(tiny, where, message):
-    with pytest.raises(KitError, match=message):
-        attach(tiny(), LORA, 0, where)
+def test_a_pattern_that_matches_a_whole_module_means_its_linear_layers(tiny, tmp_path):
+    adapted = shaken(attach(tiny(), LORA, 0, r"language_model\.layers\.1\.mlp"))
+    names = {name.split(".lora_")[0].rpartition(".")[2] for name in trained(adapted)}
+    assert names == {"gate_proj", "up_proj", "down_proj"} and len(trained(adapted)) == 3 * 2
+    save(adapted, tmp_path)
+    again = load(tiny(), tmp_path)
+    assert torch.equal(logits(again), logits(adapted)) and trained(again) == trained(adapted)
+
+
+def test_a_pattern_that_no_linear_layer_matches_is_refused(tiny):
+    with pytest.raises(KitError, match="no linear layer of this model matches adapter_reach 'no_such_module'"):
+        attach(tiny(), LORA, 0, "no_such_module")
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_seeded(tiny):
@@ -271,8 +274,28 @@ def test_4_bits_are_refused_on_a_cpu_and_asked_of_the_library_on_a_gpu(shipped, 
         assert given["dtype"] == torch.bfloat16
     bits = given["quantization_config"]
     assert bits.load_in_4bit and bits.bnb_4bit_quant_type == "nf4" and bits.bnb_4bit_compute_dtype == torch.bfloat16
-    assert {"lm_head", "vision_tower"} <= set(bits.llm_int8_skip_modules)
     assert given["device_map"] == {"": torch.device("cuda", 0)}
+
+
+@pytest.mark.parametrize("family", families.FAMILIES.values(), ids=lambda family: family.name)
+def test_4_bits_hold_the_projections_of_the_language_model_and_no_other_layer(family, shipped, monkeypatch):
+    given = {}
+
+    def from_pretrained(source, **settings):
+        given.update(settings)
+        raise OSError("as far as this")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(family, "load_processor", lambda *where, **origin: None)
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", from_pretrained)
+    with pytest.raises(KitError, match="as far as this"):
+        loading.load_model(str(shipped()[0]), family.name, "paper", precision="nf4")
+    with torch.device("meta"):
+        model = loading.AutoModelForImageTextToText.from_config(family().published_shape())
+    linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    whole = given["quantization_config"].llm_int8_skip_modules
+    in_bits = [path for path in linears if should_convert_module(path, whole)]
+    assert in_bits == family().adapter_targets(model, "language") and len(in_bits) < len(linears)
 
 
 def test_a_base_that_is_altered_or_not_whole_is_refused(shipped, monkeypatch):

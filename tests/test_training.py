@@ -517,6 +517,17 @@ def test_the_same_seed_gives_the_same_weights(fresh, processor):
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
+def test_processes_that_share_a_batch_have_other_masks_of_dropout(fresh, processor, monkeypatch):
+    def weights(number):
+        one = SimpleNamespace(process_index=number, num_processes=1, is_main_process=True)
+        monkeypatch.setattr("mllmu_nb.training.processes", lambda: one)
+        model = adapted(fresh, lora_dropout=0.3)
+        finetune(model, processor, SHOWN, replace(PLAIN, steps=2, batch_size=2, lr=1e-2), 1)
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor, tmp_path, optimizer):
     recipe = replace(PLAIN, steps=6, batch_size=2, lr=1e-2, optimizer=optimizer, schedule="cosine")
@@ -547,6 +558,18 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(fresh, processor
     assert torch.equal(trained(seconds=1e9)[0], weights)
 
 
+def test_a_disk_that_is_full_costs_a_training_only_its_checkpoints(fresh, processor, tmp_path, largest):
+    def weights():
+        model, checkpoint = adapted(fresh), Checkpoint(tmp_path / "stage~new", seconds=0.0)
+        finetune(model, processor, SHOWN, replace(PLAIN, steps=3, batch_size=2), 1, checkpoint=checkpoint)
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    whole = weights()
+    with largest(20_000):
+        assert torch.equal(weights(), whole)
+    assert list(tmp_path.iterdir()) == [], "no part of a file is left"
+
+
 def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, monkeypatch):
     """Each has its own folder: only the first would find a state, and start at another step than the others."""
     recipe, checkpoint = replace(PLAIN, steps=3, batch_size=2), Checkpoint(tmp_path / "stage~new", seconds=0.0)
@@ -563,8 +586,9 @@ def test_several_processes_neither_save_nor_resume(fresh, processor, tmp_path, m
             finetune(adapted(fresh), processor, SHOWN, recipe, 1, checkpoint=checkpoint, after_step=after_step)
         return ended
 
+    several = {"num_processes": 2, "process_index": 0, "is_main_process": True}
     assert trained(stop=2) == [1, 2] and checkpoint.file.is_file()
-    monkeypatch.setattr("mllmu_nb.training.processes", lambda: SimpleNamespace(num_processes=2, is_main_process=True))
+    monkeypatch.setattr("mllmu_nb.training.processes", lambda: SimpleNamespace(**several))
     assert trained(stop=0) == [1, 2, 3]
 
 

@@ -3,7 +3,7 @@ values exist once, not per row.
 
 A row attends to the beginning and, separately, to its own tokens. Each result is a mean under its own softmax. Weighted
 by their sums of exponentials, the two give the mean under one softmax over both. This does not hold if a sliding window
-is shorter than a prompt, or if a layer adds anything to its scores.
+is shorter than a prompt with its padding (the window counts both), or if a layer adds anything to its scores.
 """
 
 from collections.abc import Iterator

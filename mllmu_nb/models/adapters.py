@@ -21,25 +21,20 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def attach(model: nn.Module, recipe: Recipe, seed: int, where: str = "") -> PeftModel:
-    """Freeze ``model`` and add a fresh adapter (B is zero) to the modules that ``where``, a pattern on full paths,
-    matches (if it is empty: to those of ``recipe.adapter_reach``). Raises KitError if anything else would train."""
-    reach, own = where or recipe.adapter_reach, families.of(model)
+    """Freeze ``model`` and add a fresh adapter (B is zero) to the linear layers that ``where``, a pattern on full
+    paths, matches (if it is empty: to those of ``recipe.adapter_reach``). Raises KitError if there are none."""
+    targets = families.of(model).adapter_targets(model, where or recipe.adapter_reach)
     torch.manual_seed(seed)
     settings = LoraConfig(
         r=recipe.lora_r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=own.adapter_pattern(model, reach),
+        target_modules="|".join(map(re.escape, targets)),  # peft matches a pattern against all modules, not only linear
         init_lora_weights=INITS[recipe.lora_init],
     )
-    targets = own.adapter_targets(model, reach)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name of transformers
         adapted = get_peft_model(model, settings)
-    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
-    carrying = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in trained}
-    if carrying != set(targets):
-        raise KitError(f"the adapter is on the wrong layers: see {few(sorted(carrying ^ set(targets)))}")
     return adapted.eval()  # peft leaves the new dropout layers switched on
 
 
@@ -51,13 +46,12 @@ def merge(model: PeftModel) -> nn.Module:
         if isinstance(layer, BaseTunerLayer):
             base = layer.get_base_layer()
             held = base.weight.dtype
-            base.float()  # 4-bit weights are not floats: peft itself adds to them, and rounds again
+            base.float()
             try:
                 layer.merge()
             except RuntimeError as error:  # not a change of weights, such as aLoRA
                 raise KitError(f"the adapter cannot be merged into the model: {error}") from error
-            if held.is_floating_point:
-                base.to(held)
+            base.to(held)
     return model.unload().eval()
 
 

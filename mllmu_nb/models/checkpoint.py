@@ -45,15 +45,20 @@ class Checkpoint:
         return saved["step"]
 
     def save(self, step: int, trained: Mapping[str, Tensor], steered: Sequence[Any], log: Any) -> None:
-        """Save the state after ``step``, but only every ``seconds``; the file is replaced in one step."""
+        """Save the state after ``step``, but only every ``seconds``; the file is replaced in one step. If it cannot be
+        written, the training goes on with the earlier one, if any."""
         if not self.file or time.monotonic() - self.saved < self.seconds:
             return
         state = {"step": step, "trained": {name: p.detach() for name, p in trained.items()}, "log": vars(log)}
         state |= {"steered": [one.state_dict() for one in steered], "also": self.also, "random": torch.get_rng_state()}
         if torch.cuda.is_available():
             state["random_gpu"] = torch.cuda.get_rng_state()
-        torch.save(state, unfinished := self.file.with_suffix(".part"))
-        os.replace(unfinished, self.file)
+        unfinished = self.file.with_suffix(".part")
+        try:
+            torch.save(state, unfinished)
+            os.replace(unfinished, self.file)
+        except (OSError, RuntimeError):  # torch says RuntimeError if the disk is full
+            unfinished.unlink(missing_ok=True)
         self.saved = time.monotonic()
 
     def remove(self) -> None:

@@ -80,9 +80,11 @@ def load_model(
     if precision == "nf4":
         if device == "cpu":
             raise KitError("quantise_base='nf4' needs a GPU and the package bitsandbytes: leave it out on a CPU")
+        # transformers looks for a name at the start of a full one, such as model.visual.blocks.0.attn.qkv
+        whole = [rf"(.*\.)?{name}" for name in family.whole]
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         more = {
-            "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=list(family.whole)),
+            "quantization_config": BitsAndBytesConfig(**bits, llm_int8_skip_modules=whole),
             "device_map": {"": device},
         }
         precision = "bf16"  # of all other weights

@@ -228,7 +228,7 @@ class Method:
     passes: ClassVar[tuple[tuple[str, ...], ...]] = ()  # streams of each pass, if an epoch visits sets in turn
     rate_falls: ClassVar[str] = "step"  # when the schedule of the rate advances: each step, or each whole epoch
     rise: ClassVar[float] = 10.0  # nats above the first loss that mean divergence; inf for a loss in other units
-    trains: ClassVar[str] = ""  # modules with adapters, a pattern on full names; "": as adapter_reach says
+    trains: ClassVar[str] = ""  # linear layers with adapters, a pattern on full names; "": as adapter_reach says
     system: ClassVar[str] = ""  # a prompt before every question at evaluation
     recipes: ClassVar[Mapping[Any, Recipe]] = {}  # by scale or (scale, modality)
     # These follow from the declarations of a class.

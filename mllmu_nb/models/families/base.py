@@ -187,7 +187,8 @@ class Family:
         def padded(values: Iterable[np.ndarray], filling: int) -> torch.Tensor:
             return pad_sequence([torch.from_numpy(row) for row in values], True, filling, padding_side)
 
-        ids = padded((row.ids for row in rows), processor.tokenizer.pad_token_id)
+        words = processor.tokenizer  # mask and labels do not depend on the token that pads
+        ids = padded((row.ids for row in rows), words.convert_tokens_to_ids(words.pad_token or self.end(processor)))
         mask = padded((np.ones_like(row.ids) for row in rows), 0)
         taught = padded((row.taught for row in rows), 0) if label_mode == "answer" else mask.bool()
         if label_mode == "text":
@@ -211,20 +212,16 @@ class Family:
         learnt = batch["labels"] != IGNORE
         return {kind: (int((mask & learnt).sum()), int(mask.sum())) for kind, mask in kinds.items()}
 
-    def adapter_pattern(self, model: torch.nn.Module, reach: str) -> str:
-        """Return a pattern for the full paths of the linear layers with an adapter. ``language``: the language model's
-        attention and MLP projections. ``upstream``: every layer with such a name, also in the vision tower, as
-        upstream's rule gave under transformers 4.45. ``upstream_v5``: that rule on today's paths: every layer whose
-        bare name also occurs outside :data:`SPARED`. Any other text is searched in the paths."""
-        outside = (path for path in _linears(model) if not any(spared in path for spared in SPARED))
-        names = sorted({path.rpartition(".")[2] for path in outside})
-        known = {"language": self.language_linears, "upstream": UPSTREAM, "upstream_v5": rf".*\.({'|'.join(names)})"}
-        return known.get(reach, rf".*(?:{reach}).*")
-
     def adapter_targets(self, model: torch.nn.Module, reach: str) -> list[str]:
-        """Return the full paths of the linear layers with an adapter. Raises KitError if there are none."""
-        pattern = re.compile(self.adapter_pattern(model, reach))
-        targets = [path for path in _linears(model) if pattern.fullmatch(path)]
+        """Return the full paths of the linear layers with an adapter. ``language``: the language model's attention and
+        MLP projections. ``upstream``: every layer with such a name, also in the vision tower, as upstream's rule gave
+        under transformers 4.45. ``upstream_v5``: that rule on today's paths: every layer whose bare name also occurs
+        outside :data:`SPARED`. Any other text is searched in the paths. Raises KitError if there are none."""
+        linears = [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+        outside = {path.rpartition(".")[2] for path in linears if not any(spared in path for spared in SPARED)}
+        known = {"language": self.language_linears, "upstream": UPSTREAM, "upstream_v5": rf".*\.({'|'.join(outside)})"}
+        pattern = re.compile(known.get(reach, rf".*(?:{reach}).*"))
+        targets = [path for path in linears if pattern.fullmatch(path)]
         if not targets:
             raise KitError(f"no linear layer of this model matches adapter_reach {reach!r}")
         return targets
@@ -279,7 +276,3 @@ def get(name: str) -> Family:
 def of(model: torch.nn.Module) -> Family:
     """Return the family of a model, with or without an adapter."""
     return get(model.config.model_type)
-
-
-def _linears(model: torch.nn.Module) -> list[str]:
-    return [path for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
