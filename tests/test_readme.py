@@ -89,7 +89,7 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
     "python benchmarks/gpu_check.py": "test_the_check_of_a_card_runs_on_the_miniatures_shapes",
 }
 NEEDS = {  # command → what it needs and no test can provide
-    "make base": "an hour",
+    'make base BASES="llava idefics2"': "two hours",
     "python tools/settings.py OUT.json": "hours",
     "python benchmarks/path_points.py OUT.csv": "hours",
     "python benchmarks/parameter.py OUT.csv shots 0": "hours",
@@ -194,11 +194,13 @@ def test_the_verdicts_on_the_papers_claim_are_those_of_the_table():
     first = f"is {quarter[0].replace(' ', ' points ', 1)} for Idefics2, which supports the paper, and {quarter[1]} for"
     first += " LLaVA, which does not."
     assert first in SAID and "[−" in quarter[0] and ", −" in quarter[0] and "[+" in quarter[1], "less, and more"
-    there = "{} and {}".format(*(counts[name, "0.5"] for name in ("idefics2", "llava")))
-    assert f"{first} With half closed, it is {half[0]} and {half[1]}, in the {there} replicates in which all" in SAID
+    there = ["{} and {}".format(*(counts[name, at] for name in ("idefics2", "llava"))) for at in ("0.25", "0.5")]
+    assert f"{first} With half closed, it is {half[0]} and {half[1]}." in SAID
+    assert "{} with a quarter closed, {} with half.)".format(*there) in SAID
     choices = {key: "[+" in text for key, text in said.items() if key[1] == "forget_image"}  # image + text leaves less
     assert [key for key, less in choices.items() if not less] == [("idefics2", "forget_image", "0.5")]
-    assert len(choices) == 4 and "both models support the paper with a quarter closed, and LLaVA also with half" in SAID
+    said = "both models support the paper with a quarter closed. LLaVA also does with half closed."
+    assert len(choices) == 4 and said in SAID
 
 
 def test_what_is_said_of_pairs_of_methods_is_so_in_their_table():
@@ -241,8 +243,8 @@ LETTER = {"scoring": "letter", "metric": "accuracy"}
 
 
 def test_what_the_small_model_misses_is_as_the_table_has_it():
-    def both_ways(method, set_name, **metric):
-        where = {"base_model": "llava", "forget_ratio": 10, "method": method, "set": set_name, "against": ""}
+    def both_ways(method, set_name, base="llava", **metric):
+        where = {"base_model": base, "forget_ratio": 10, "method": method, "set": set_name, "against": ""}
         rows = committed("table2_by_view", **where, **metric).set_index("view")["value"].astype(float)
         return [f"{100 * rows[view]:.0f}" for view in ("image_text", "text")]
 
@@ -251,8 +253,14 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     with_image, by_name = both_ways("vanilla", "forget", **LETTER)
     assert f"| letter (50; 45) | **{with_image}** / **{by_name}** |" in text
     assert f"the small LLaVA writes the right letter in {with_image} % of the questions on Forget" in SAID
-    gate = committed("table2_by_view", method="vanilla", set="forget", base_model="idefics2", view="text", **LETTER)
-    assert gate["gate"].tolist() == ["closed"]
+    gates = committed("table_gate").query("gate == 'closed'")
+    closed = set(gates[["base_model", "forget_ratio", "task", "scoring", "view"]].itertuples(index=False, name=None))
+    blanks = {("llava", ratio, "cloze", "", "text") for ratio in (5, 15)}
+    assert closed == {("idefics2", 10, "classification", "letter", "text"), *blanks}
+    said = (
+        "Three gates are closed: letters asked with text (Idefics2), and blanks asked with text (LLaVA at 5 and at 15"
+    )
+    assert said in SAID
     files = (ASSETS / f"{base}-miniature" / "recipe.json" for base in ("llava", "idefics2"))
     llava, other = (json.loads(file.read_text(encoding="utf-8"))["probes"] for file in files)
     hair, letters = 100 * llava["faces"]["hair style"], [100 * one["sentences_letter"] for one in (llava, other)]
@@ -271,6 +279,14 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     (before, _), (after, lower) = (both_ways(method, "celebrity", **likelihood) for method in ("base", "vanilla"))
     assert float(before) - float(after) <= 10 < float(before) - float(lower)
     assert "likelihood alone reach it with image + text" in SAID
+    falls = {
+        "letters fall": LETTER,
+        "likelihood": likelihood,
+        **{name: tasks[name] for name in ("exact values", "blanks")},
+    }
+    for name, metric in falls.items():
+        before, after = (" and ".join(both_ways(one, "celebrity", "idefics2", **metric)) for one in ("base", "vanilla"))
+        assert f"{name} from {before} {'% ' * (name == 'letters fall')}to {after}" in SAID
     letters = [100 * one["celebrity_letter"] for one in (other, llava)]
     assert (
         "right letter in {:.0f} % of the questions about the celebrities, LLaVA's in {:.0f} %".format(*letters) in SAID
