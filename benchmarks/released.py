@@ -50,8 +50,8 @@ from PIL import Image
 from mllmu_nb import inputs, pipeline, provenance
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import Conversation
-from mllmu_nb.data.schema import SETS, Population
-from mllmu_nb.evaluation.ask import OPTIONS, ask, inquiries_of
+from mllmu_nb.data.schema import OPTIONS, SETS, Population
+from mllmu_nb.evaluation.ask import ask, inquiries_of
 from mllmu_nb.evaluation.engine import MOST_THREADS, Prompts
 from mllmu_nb.evaluation.tasks import UPSTREAM_TOKENS, Asking, Inquiry
 from mllmu_nb.models import families

@@ -27,6 +27,9 @@ from mllmu_nb.models.adapters import attach
 from mllmu_nb.models.families import Family, of
 from mllmu_nb.models.load import unfreeze
 from mllmu_nb.models.score import score
+from mllmu_nb.scoring.checks import sample_items, sample_sentences
+from mllmu_nb.scoring.frames import DERIVED
+from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.training import FineTuning, train, vanilla_mode
 from mllmu_nb.unlearning.base import IGNORE, METHODS, Method, ReferenceLogProbs, Scored, Step, terms_of
 
@@ -75,11 +78,17 @@ def _check_settings(settings: Mapping[str, Any], plain: Config, read: Callable, 
     name depends on it."""
     for name, default in settings.items():
         require(name not in Config.model_fields, f"every run has a parameter {name}: choose another name")
+        require(name not in _columns(), f"{name} is a column of the scores: choose another name")
         kind, value = type(default), plain.settings[name]
         require(kind in (float, int, bool, str), f"{name} needs a default: a number, text, True or False")
         config = plain.but(**{name: value if kind is str else not value if kind is bool else value + kind(1)})
         require(read(config, name) == config.settings[name], f"{name} does not reach it from a configuration")
         require(kind is str or config.run_id != plain.run_id, f"{name} is not in the run's name")
+
+
+def _columns() -> set[str]:
+    """The columns of the frames of scores, to which a grid adds the parameters that it varies."""
+    return {*sample_items(), *sample_sentences(), *(one.column for one in metrics()), *DERIVED}
 
 
 def _terms(method: Method, names: Sequence[str], filling: float, require: Callable) -> dict[str, float]:

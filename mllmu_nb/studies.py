@@ -27,7 +27,7 @@ from mllmu_nb.reporting.runs import Run, read_run
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import MODEL, PEOPLE
+from mllmu_nb.scoring.frames import MODEL
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.stages import RECORD, Stage, read_json
 from mllmu_nb.training import TrainingDiverged
@@ -145,8 +145,7 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     ends, same = oracles({run["replicate"] for run in pieces}, _own(pieces)), ["method", "modality"]
     canonical = [run for run in complete(runs) if run["variant"] == "canonical"]
     (ours, closed), (theirs, other_closed) = _kept(pieces, ends, MODEL), _kept(canonical, ends, same)
-    on = [*PEOPLE, *same, "place", "what", "set", "person"]
-    pairs = ours.merge(theirs[[*on, "value"]], on=on, how="left", suffixes=("", "_other"))
+    pairs = path.paired(ours, theirs, same, how="left")
     alone = ~pd.MultiIndex.from_frame(pairs[same]).isin(pd.MultiIndex.from_frame(theirs[same]))
     mine, other = pairs["value"], pairs["value_other"]
     sides = {

@@ -2,7 +2,9 @@
 
 import io
 
+import pandas as pd
 import pytest
+from readable import assert_readable
 
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import noise
@@ -58,6 +60,12 @@ def test_the_verdict_is_that_of_the_rule_by_people_and_questions():
     assert noise.audit(table, model_correlation=0.9)["detectable"].iloc[0] == pytest.approx(limit * 0.1**0.5)
 
 
+def test_long_names_are_wrapped_in_the_figure():
+    long = "A long name of a method with something in brackets (ours, number {}) and more"
+    table = pd.DataFrame({"method": [long.format(n) for n in range(4)], "value": [30, 40, 50, 60], "people": 50})
+    assert_readable(noise.figure(noise.audit(table.assign(measure="accuracy"))))
+
+
 def test_without_people_nothing_can_be_said():
     gaps = noise.audit(read(WIDE))
     assert set(gaps["verdict"]) == {noise.UNKNOWN} and gaps["detectable"].isna().all()
@@ -71,6 +79,9 @@ def test_a_standard_deviation_judges_what_is_no_share():
     assert gaps["detectable"].tolist() == pytest.approx([noise.REACH * 10 * (2 / 50) ** 0.5] * 3)  # 5.6
     assert gaps["noise"].tolist() == pytest.approx([1.96 * 10 * (2 / 50) ** 0.5] * 3, abs=1e-3)  # 3.9
     assert gaps["verdict"].tolist() == [noise.EXCEEDS, noise.EXCEEDS, noise.EXCEEDS]
+    # the difference of two correlated figures has the variance 10² + 20² - 2 · .8 · 10 · 20 = 180
+    unequal = noise.audit(table.head(2).assign(sd=[10, 20]), model_correlation=0.8)
+    assert unequal["noise"].tolist() == pytest.approx([1.96 * (180 / 50) ** 0.5], abs=1e-3)
     assert noise.audit(table.assign(sd=11))["verdict"].tolist() == [noise.EXCEEDS, noise.COULD, noise.EXCEEDS]
 
 

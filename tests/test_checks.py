@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from fake_runs import make
 
 from miniature import make_model
 from mllmu_nb import after, checks, unlearning
@@ -12,6 +13,11 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.models import families
 from mllmu_nb.models.families.llava import Llava
 from mllmu_nb.models.load import load_base
+from mllmu_nb.reporting.figures import rows
+from mllmu_nb.reporting.grid import csv_rows
+from mllmu_nb.reporting.runs import Scores
+from mllmu_nb.scoring.frames import RUN, SEEDS
+from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.unlearning import METHODS, Method, Needs, Recipe, register
 
 
@@ -55,6 +61,7 @@ def spoilt(**attributes):
         ({"recipes": {"paper": Recipe(steps=3, epochs=3, source="me")}}, "gives both steps and epochs"),
         ({"recipes": {"paper": Recipe(settings={"beta": 3.0}, source="me")}}, "sets what is no hyper-parameter"),
         ({"__annotations__": {"scale": "float"}, "scale": 1.0}, "every run has a parameter scale: choose another name"),
+        ({"__annotations__": {"low": "float"}, "low": 1.0}, "low is a column of the scores: choose another name"),
         ({"__annotations__": {"beta": "list"}, "beta": ()}, "beta needs a default: a number, text, True or False"),
         ({"yields": lambda step: []}, "its loss gives nothing: a loss yields pairs"),
         ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "its loss gives ('forget', tensor(["),
@@ -73,6 +80,17 @@ def test_a_mistake_in_a_method_is_named(attributes, problem):
         checks.check_method(spoilt(**attributes))
     assert str(error.value).startswith("method mine (canonical)") and problem in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_no_hyper_parameter_may_be_called_as_a_column_of_scores():
+    """A grid adds the parameters that it varies to each of these frames."""
+    small = {"people": 12, "famous": 4, "asked": {"classification": 2, "generation": 1, "cloze": 1}}
+    models = (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal"))
+    scores = Scores.of([make(name, modality=modality, **small) for name, modality in models])
+    [wanted] = metrics(name="rougeL")
+    drawn = rows(scores, [wanted], ["forget"], ["text"])
+    frames = (scores.items, scores.cells, scores.judged, scores.points, scores.kept, drawn, csv_rows(scores, drawn))
+    assert not {name for frame in frames for name in frame} - checks._columns() - {*RUN, *SEEDS}
 
 
 def test_a_method_must_be_registered_and_a_dataclass():

@@ -14,10 +14,10 @@ import torch
 from miniature import make_model, make_processor, make_tokenizer
 from mllmu_nb.data.conversations import Conversation, Turn, question_turn, taught_turns
 from mllmu_nb.data.generate import generate
-from mllmu_nb.data.schema import QA, SETS, Profile, Question
+from mllmu_nb.data.schema import OPTIONS, QA, SETS, Profile, Question
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import attention, engine, path, teacher_forced, utility
-from mllmu_nb.evaluation.ask import COLUMNS, OPTIONS, _keys, answer, ask, inquiries_of
+from mllmu_nb.evaluation.ask import COLUMNS, _keys, answer, ask, inquiries_of
 from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking, statement

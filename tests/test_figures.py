@@ -391,6 +391,18 @@ def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
     assert scores.by == ["unlearn_lr"] and "NPO" not in " ".join(words(figures.along_the_path(scores)))
 
 
+def test_the_names_of_many_models_fit_beside_the_paths():
+    small = {"people": 12, "famous": 4, "asked": {"classification": 2, "generation": 1}}
+    runs = [make("vanilla", **small), make("oracle", **small)]
+    runs += [make("ga", modality="multimodal", unlearn_lr=rate / 1000, **small) for rate in range(1, 25)]
+    scores = group(runs)
+    for figure in (figures.FIGURES.get("path")(scores), figures.path_by_set(scores)):
+        assert_readable(figure)
+        marks = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1]
+        near = [min(abs(x - place) for place in (25, 50, 75, 100)) for x in marks if x > 1]  # at 1 are signs of names
+        assert len(near) > 24 and max(near) <= 10
+
+
 def test_variants_steps_after_and_grids_are_drawn_side_by_side():
     """Draws two variants of NPO, GA before and after a step, a grid over a rate, and unregistered methods."""
     small = {"people": 12, "famous": 4, "modality": "multimodal"}

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 import readme
 from mllmu_nb import paths
 from mllmu_nb.config import Config
-from mllmu_nb.reporting import plots, report
+from mllmu_nb.reporting import grid, plots, report
 from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, items_of, made_of, read_run
 from mllmu_nb.scoring import health, path
-from mllmu_nb.scoring.frames import MODEL, has, of_metric
+from mllmu_nb.scoring.frames import MODEL, of_metric
 from mllmu_nb.stages import RECORD, read_json, write_json
 
 FIGURES = paths.checkout() / "figures" / "reference"
@@ -157,14 +157,12 @@ def numbers_of_steps(clean: Scores) -> tuple[str, str]:
 
 
 def cost_of_interpolation(clean: Scores) -> str:
-    """What docs/limits.md says of what GA would keep with fewer points of its path."""
-    ga = {"method": "ga", "modality": "multimodal", "what": path.KEPT, "place": path.HALF}
-    all_points = clean.kept[clean.kept["closed_in"] == "trained"]
-    few, all_of_them = (
-        number_text(rows[has(rows, ga, ga.values())].iloc[0]).replace(" [", " % [")
-        for rows in (path.coarse(clean.points), all_points)
-    )
-    return f"GA on image + text would keep {few} in place of {all_of_them}"
+    """What docs/limits.md says of what GA and NPO would keep with fewer points of their paths."""
+    changes = re.findall(r"((?:GA|NPO) \((?:image \+ text|text only)\)) −(\d+)", grid.coarser(clean)[0])
+    ends = [end(changes, key=lambda change: int(change[1])) for end in (min, max)]
+    said = [f"{points} points ({model.strip(')').replace(' (', ' on ')})" for model, points in ends]
+    assert len(changes) == 4
+    return f"they would keep {' to '.join(said)} less"
 
 
 def marks_by_form(items: pd.DataFrame) -> str:

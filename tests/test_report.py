@@ -144,6 +144,33 @@ def test_a_damaged_run_is_one_clear_line(home):
         runs.read_run(folder)
 
 
+def test_a_number_in_words_says_in_how_many_replicates_and_has_no_limits_of_one():
+    row = {"value": 0.98, "low": 0.961, "high": 0.99, "n_replicates": 3}
+    assert report.per_cent(row) == report.per_cent(row | {"of": 3}) == "98 % [96, 99]"
+    alone = row | {"low": float("nan"), "high": float("nan"), "n_replicates": 1, "of": 3}
+    assert report.per_cent(alone) == "98 % (in 1 of 3 replicates)"
+
+
+def test_the_results_in_words_count_the_replicates_of_each_model():
+    some = [make("vanilla", draw=draw, **FEW) for draw in range(3)]
+    some += [make("ga", modality="multimodal", draw=draw, **FEW) for draw in range(2)]
+    assert report.replicates(Scores.of(some)) == "2 to 3 replicates"
+    assert report.replicates(Scores.of(some[:1])) == "one replicate"
+
+
+def test_the_results_in_words_leave_out_which_of_several_vanillas_knows_what():
+    of_exams = [[make(name, exams=exams, **FEW) for name in ("vanilla", "oracle")] for exams in (0.2, 0.8)]
+    one, several = ("".join(map(str, report.paragraph(Scores.of(some)))) for some in (of_exams[0], sum(of_exams, [])))
+    assert one.startswith(" Vanilla picks the right option") and "Vanilla" not in several
+
+
+def test_what_changes_no_score_makes_no_other_model_and_two_scorings_are_not_pooled():
+    other = make("ga", modality="multimodal", draw=1, eval_batch=64, **FEW)
+    assert Scores.of([make("ga", modality="multimodal", **FEW), other]).by == []
+    with pytest.raises(KitError, match="would be pooled"):
+        Scores.of([make("vanilla", scoring=scoring, **FEW) for scoring in ("letter", "both")])
+
+
 def test_the_same_people_and_seeds_twice_are_refused():
     run = make("ga", modality="multimodal", **FEW)
     copy = but(replace(run, record={**run.record, "run": "copy"}), answers=run.answers.assign(run="copy"))
@@ -221,12 +248,14 @@ def test_the_readmes_finding_is_the_best_method_beside_ascent(monkeypatch):
     def kept(**values):
         rows = [{"method": m, "value": v, "low": v - 0.1, "high": v + 0.05} for m, v in values.items()]
         rows = pd.DataFrame(rows).assign(closed_in="trained", what="kept", place=0.5, modality="multimodal")
+        rows = rows.assign(n_replicates=1, of=1)
         rows = pd.concat([rows, rows.assign(value=rows["value"] / 2, what="free")]).assign(
             variant="canonical", after=""
         )
         rows = pd.concat([rows, rows.assign(value=rows["what"].map({"kept": 0.96, "free": 0.93}), place=0.0)])
         group = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10}
-        one = SimpleNamespace(kept=rows, by=[], runs=[make("vanilla", **FEW)], group=group)
+        vanilla = make("vanilla", **FEW)
+        one = SimpleNamespace(kept=rows, by=[], runs=[vanilla], group=group, model_of=lambda run: run.model)
         return SimpleNamespace(groups=[(("llava", "clean", 10), one)])
 
     said = readme.finding(kept(ga=0.7, kl_min=0.9, npo=0.65))
@@ -295,7 +324,8 @@ def test_a_model_of_ones_own_that_has_collapsed_is_called_so():
     oracle = saying(oracle, "Nobody can say.", task="generation", set="forget")
     own = saying(make("mine", lambda q: True, **FEW), "The The The", task="generation")
     opened, collapsed = Beside(own, vanilla, oracle).remarks()
-    assert opened.startswith("Vanilla answers better") and "100 % of answers broken" in collapsed
+    assert opened.startswith("Vanilla answers better") and "in every metric that was asked: scores" in opened
+    assert "100 % of answers broken" in collapsed
 
 
 def test_without_references_the_scores_stand_alone_and_say_so():

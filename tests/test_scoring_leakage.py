@@ -49,8 +49,10 @@ def test_only_questions_about_one_fact_are_a_pair():
 
 
 def test_people_of_other_data_seeds_are_other_people():
-    runs = [choices(right, **run(*model, data_seed=s)) for model, right in MODELS.items() for s in (0, 1)]
+    sets = ("forget", "celebrity")
+    runs = [choices(right, 0, sets, **run(*model, data_seed=s)) for model, right in MODELS.items() for s in (0, 1)]
     for number, one in enumerate(runs):
         one["run"] += f"-{number}"
     table = cells(item_scores(pd.concat(runs, ignore_index=True)))
     assert cell(table, "ga")["n_profiles"] == 20 and cell(table, "ga")["n_replicates"] == 2
+    assert cell(table, "ga", set="celebrity")["n_profiles"] == 10, "the base knows the same ones"

@@ -16,6 +16,7 @@ from mllmu_nb.scoring.gates import gates
 from mllmu_nb.scoring.health import Unsound
 from mllmu_nb.scoring.ranking import SHUT, ranking
 from mllmu_nb.scoring.score import cells
+from mllmu_nb.statistics.intervals import paired_difference
 
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood", "metric": "accuracy"}
 GROUP = ("llava", "clean", 10)
@@ -100,6 +101,18 @@ def test_what_two_methods_keep_is_compared_person_by_person_by_hand():
     assert at["value"] == pytest.approx(-0.1) and at["method"] == "npo" and at["low"] <= at["value"] <= at["high"]
 
 
+def test_two_methods_that_keep_the_same_of_everybody_have_the_limits_of_a_paired_difference():
+    """All eight people keep seven of ten at half closed, after both methods and in all three replicates."""
+    rows = [points(m, [10, 8, 4, 3], [10, 9, 5, 0], r) for m in (GA, NPO) for r in range(3)]
+    of_people = path.kept_by_person(pd.concat(rows + [points(ORACLE, [2], [10], r) for r in range(3)]))
+    ga, npo = (of_people[of_people["method"] == name] for name in ("ga", "npo"))
+    [at] = path.kept_difference(npo, ga).query("what == 'kept' and place == 0.5").to_dict("records")
+    here = ga.query("what == 'kept' and place == 0.5")
+    expected = paired_difference(here["value"], here["value"], here["person"])
+    assert (at["value"], at["low"], at["high"]) == pytest.approx((0, expected.low, expected.high))
+    assert at["low"] < 0 < at["high"] and at["n_replicates"] == 3
+
+
 def test_what_is_kept_at_equal_forgetting_by_hand():
     # from 10 to the oracle's 2 of 10: half of the gap is at 6, halfway between 8 and 4, and there 7 of 10 are kept
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
@@ -179,7 +192,7 @@ def test_all_methods_together_are_the_same_methods_in_each_replicate():
 def test_sets_of_different_sizes_count_alike():
     """Checks the variance of the mean of two means, each over its own people."""
     values, sets = np.array([0.9, 0.1, 0.6, 0.6, 0.9]), np.array([0, 0, 1, 1, 1])
-    found = path._mean_of_sets(values, sets, np.arange(5), np.zeros(5, int))
+    found = path._mean_of_sets([values], sets, np.arange(5), np.zeros(5, int))
     within = sum(
         ((values[sets == one] - values[sets == one].mean()) ** 2).sum() / n**2 / 4 for one, n in ((0, 2), (1, 3))
     )
@@ -191,7 +204,7 @@ def test_sets_of_different_sizes_count_alike():
 def test_what_all_keep_alike_lies_inside_its_interval():
     """Ten retain people keep all and three celebrities half: .75, because each set counts the same."""
     values, sets = np.array([1.0] * 10 + [0.5] * 3), np.array([0] * 10 + [1] * 3)
-    found = path._mean_of_sets(values, sets, np.arange(13), np.zeros(13, int))
+    found = path._mean_of_sets([values], sets, np.arange(13), np.zeros(13, int))
     assert found["value"] == 0.75 and found["low"] <= 0.75 <= found["high"]
 
 

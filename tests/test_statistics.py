@@ -454,22 +454,26 @@ def one_at_a_time(values: dict[str, list[float]], base: float) -> pd.DataFrame:
 def test_variance_split_by_hand():
     table = one_at_a_time({"replicate": [0.4, 0.6], "train_seed": [0.52, 0.48], "shot_seed": []}, base=0.5)
     table["se"] = 0.06
-    found = variance_split(table, ["replicate", "train_seed", "shot_seed"]).set_index("factor")
+    found = variance_split(table, ["replicate", "train_seed", "shot_seed"], ["replicate"]).set_index("factor")
     # var(.5, .4, .6) = .01, less .06² = .0064; chi-square on 2 degrees: 2 · .01/7.3778 and 2 · .01/.050636
     draw = found.loc["replicate"]
     assert draw["levels"] == 3 and draw["variance"] == pytest.approx(0.0064) and draw["sd"] == pytest.approx(0.08)
     assert draw["low"] == 0.0 and draw["high"] == pytest.approx(0.39498 - 0.0036, rel=1e-4)
-    # var(.5, .52, .48) = .0004 is less than sampling alone gives: 0, but the upper limit is kept
+    # var(.5, .52, .48) = .0004: the same people are asked, so their error is not in it
     training = found.loc["train_seed"]
+    ends = 2 * 0.0004 / 7.3778, 2 * 0.0004 / 0.050636
+    assert training[["variance", "sd", "low", "high"]].tolist() == pytest.approx([0.0004, 0.02, *ends], rel=1e-3)
+    training = variance_split(table, ["replicate", "train_seed"], ["train_seed"]).set_index("factor").loc["train_seed"]
+    # less than sampling alone gives: 0, but the upper limit is kept
     assert (training["variance"], training["sd"], training["low"]) == (0, 0, 0)
-    assert training["high"] == pytest.approx(2 * 0.0004 / 0.050636 - 0.0036, rel=1e-3)
+    assert training["high"] == pytest.approx(ends[1] - 0.0036, rel=1e-3)
     assert found.loc["shot_seed", "levels"] == 1 and np.isnan(found.loc["shot_seed", "variance"])
 
 
 def test_variance_split_of_a_crossed_design_keeps_factors_apart():
     draws, seeds = np.meshgrid([-0.1, 0.0, 0.1], [-0.02, 0.02], indexing="ij")
     table = pd.DataFrame({"value": (0.5 + draws + seeds).ravel(), "draw": np.repeat([0, 1, 2], 2), "seed": [0, 1] * 3})
-    found = variance_split(table.assign(se=0.0), ["draw", "seed"]).set_index("factor")
+    found = variance_split(table.assign(se=0.0), ["draw", "seed"], []).set_index("factor")
     assert found["variance"].tolist() == pytest.approx([0.01, 0.0008])
     assert found["levels"].tolist() == [3, 2]  # a level counts once, even if it is in several groups
 
@@ -477,7 +481,7 @@ def test_variance_split_of_a_crossed_design_keeps_factors_apart():
 def test_variance_split_refuses_what_it_cannot_split():
     table = one_at_a_time({"draw": [0.4], "seed": [0.5]}, base=0.5)
     with pytest.raises(KitError, match="two rows have draw 0, seed 0"):
-        variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"])
+        variance_split(pd.concat([table, table.head(1)]), ["draw", "seed"], [])
 
 
 def test_simulated_answers_have_the_accuracy_and_correlation_of_their_cell(benchmark):

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from fake_runs import along, but, make, people_frames, realistic, saying, without
 
-from mllmu_nb.reporting import figures, grid, published, tables
+from mllmu_nb.reporting import figures, grid, published, report, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores, columns_of
-from mllmu_nb.reporting.sheet import Sheet, latex_text, write_csv, write_sheets
+from mllmu_nb.reporting.sheet import BEST, SECOND, Sheet, latex_text, write_csv, write_sheets
 from mllmu_nb.scoring import path, registry
 from mllmu_nb.scoring.frames import KEY, joined, with_rivals
+from mllmu_nb.scoring.ranking import UNKNOWN
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.unlearning import METHODS, Method, register
 
@@ -280,14 +281,16 @@ def test_each_vanilla_of_a_grid_has_its_own_gate():
     assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
 
 
-@pytest.mark.parametrize(("name", "values"), [("shots", (0, 5)), ("eval_precision", (None, "bf16"))])
+@pytest.mark.parametrize(
+    ("name", "values"), [("shots", (0, 5)), ("eval_precision", (None, "bf16")), ("shot_seed", (0, 1))]
+)
 def test_models_that_are_asked_in_several_ways_are_compared_with_those_asked_alike(name, values):
     """Asked in one way, all know nothing; in the other, everything: there is no gap and no gate either way."""
     runs = []
     for value, knows in zip(values, (False, True), strict=True):
         for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
             runs.append(make(method, lambda q, knows=knows: knows, modality=modality, **{name: value}, **FEW))
-    cells = Scores.of(runs).cells.query("set == 'forget' and task == 'classification' and metric == 'accuracy'")
+    cells = Scores.of(runs).cells.query("set == 'forget' and task == 'classification' and metric in ['accuracy', 'ks']")
     assert len(cells[cells["against"] == "oracle"]) and set(cells.loc[cells["against"] != "", "value"]) == {0}
     assert set(cells["gate"]) == {"closed"}
 
@@ -443,6 +446,17 @@ def test_a_step_after_unlearning_has_no_path_and_is_no_oracle():
     assert oracle[0] == oracle[1]
 
 
+def test_where_likelihood_was_never_asked_nothing_is_ranked_and_choices_are_not_judged(gated):
+    """The gate of what is kept is unknown, and a model can be seen to have collapsed by its free answers alone."""
+    letters = Scores.of([without(run, scoring="likelihood") for run in gated.runs])
+    methods = letters.ranking.methods
+    assert set(methods["standing"]) <= {"gate closed", "unsound"} and methods["place"].isna().all()
+    assert methods.set_index("method").loc["ga", "note"] == UNKNOWN
+    [note] = grid.collapse_note(letters, ["NPO ‡"])
+    assert note == f"{COLLAPSED_NOTE} Choices were not judged: likelihood was not asked."
+    assert grid.collapse_note(gated, ["NPO ‡"]) == [COLLAPSED_NOTE] and not grid.collapse_note(letters, ["NPO"])
+
+
 def test_too_few_forget_sets_are_not_ranked(known):
     [sheet] = tables.sheets("table_ranking", known)
     assert "Not ranked: " in sheet.markdown() and r"\begin" not in sheet.latex() and sheet.frame.empty
@@ -509,6 +523,9 @@ def test_hostile_names_are_inert(tmp_path):
         r"=HYPERLINK(\"x\")".replace(r"\"", '"') + r"\|\<img src=x> \[a\](javascript:b)\`\$x\$\\input{y}%" in markdown
     )
     assert r"\$x\$\textbackslash{}input\{y\}\%" in (tmp_path / "x.tex").read_text()
+    rows = [("[ours]", ["1"]), ("*", ["2"]), ("plain", ["3"])]  # after a rule or \\, LaTeX reads these as options
+    lines = Sheet("T", "t", "Row", [("", "a")], [("", rows)]).latex().splitlines()
+    assert {"{}[ours] & 1 \\\\", "{}* & 2 \\\\", "plain & 3 \\\\"} <= set(lines)
     for kind in ("csv", "md", "tex"):  # these would turn the line around, or colour a terminal
         text = (tmp_path / f"x.{kind}").read_text()
         assert "exe" in text and all(character.isprintable() or character == "\n" for character in text), kind
@@ -547,6 +564,41 @@ def test_a_metric_and_a_table_of_ones_own_appear_without_a_list_edited(monkeypat
     [sheet] = tables.sheets("table_mine", scores)
     assert sheet.label == "mine-llava-10"
     assert line(sheet.markdown(), "Vanilla")[0].startswith(r"(80.0 \["), "16 of 20 words, as many as the oracle"
+
+
+def test_a_main_metric_without_decimals_or_without_a_goal_is_printed(monkeypatch):
+    """Two methods differ in the length of their answers; neither is better by a metric that shows no knowledge."""
+    length = lambda items: items["answer"].str.len().clip(upper=100) / 100  # noqa: E731
+    for name, declared in {"rounded": {"digits": 0}, "formal": {"knowledge": 0}}.items():
+        declared = {"label": f"{name} %", "task": "generation", "margin": 0.1, "main": True, **declared}
+        mine = registry.Metric(name=name, function=length, **declared)
+        monkeypatch.setitem(registry.METRICS._entries, mine.key, mine)
+    runs = [make(name, sets=("retain",), **FEW) for name in ("vanilla", "oracle")]
+    runs += [make(name, modality="multimodal", sets=("retain",), **FEW) for name in ("ga", "kl_min")]
+    runs[-1] = saying(runs[-1], "Nobody can say.", task="generation")
+    [sheet] = tables.sheets("table2_paper", Scores.of(runs))
+    marks = {}
+    for (_, head), *cells in zip(sheet.columns, *(row for _, rows in sheet.blocks for _, row in rows), strict=True):
+        marks.setdefault(head.split()[0], set()).update(why for text, why in cells if text)
+    assert marks["rounded"] == {"", BEST, SECOND} and marks["formal"] == {""}
+    assert any(
+        re.fullmatch(r"\d+ \[\d+, \d+\]", text) for _, rows in sheet.blocks for _, row in rows for text, _ in row
+    )
+
+
+def test_the_mark_of_a_grid_is_measured_from_the_oracle_of_its_own_setting():
+    """With exams .8 the oracle knows half; GA is like it, and KL Min. is like the other oracle, who knows nothing."""
+    nobody, half = (lambda q: q.set == "retain"), (lambda q: q.set == "retain" or q.number == 0)
+    runs = [make("vanilla", lambda q: True, exams=exams, **FEW) for exams in (0.2, 0.8)]
+    runs += [make("oracle", nobody, exams=0.2, **FEW), make("oracle", half, exams=0.8, **FEW)]
+    runs += [make(name, right, modality="multimodal", exams=0.8, **FEW) for name, right in
+             (("ga", half), ("kl_min", nobody))]  # fmt: skip
+    [sheet] = tables.sheets("table2_compact", Scores.of(runs))
+    place = next(
+        n for n, (over, head) in enumerate(sheet.columns) if over == "Forget" and head.startswith("Likelihood")
+    )
+    marks = {name: cells[place][1] for _, rows in sheet.blocks for name, cells in rows if "exams 0.8" in name}
+    assert marks["GA, exams 0.8"] == BEST and marks["KL Min., exams 0.8"] == SECOND
 
 
 def test_a_method_with_a_published_name_has_a_row_without_a_run(monkeypatch):
@@ -621,6 +673,18 @@ def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     assert all(len(cells) == len(sheet.columns) for _, cells in rows)
 
 
+def test_in_a_grid_over_data_seeds_the_celebrities_are_the_same_people():
+    models = (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal"))
+    scores = Scores.of([make(m, modality=trained, data_seed=seed, **FEW) for seed in (0, 1) for m, trained in models])
+    cells = scores.cells.query("method == 'ga' and scoring == 'likelihood' and view == 'both' and against == ''")
+    cells = cells[cells["metric"] == "accuracy"].set_index("set")["n_profiles"]
+    assert cells.to_dict() == {"forget": 20, "test": 20, "retain": 40, "celebrity": 3}
+    said = grid.asked_along(scores)
+    assert said.startswith("People asked along a path, in each replicate: Forget 10, Test 10, Retain 20, Celebrity 3.")
+    assert "over 2 replicates" in said and said.endswith("and over people; one base is fixed.")
+    assert report.replicates(scores) == "2 replicates"
+
+
 def test_models_of_a_grid_are_apart_in_every_table():
     few = {"people": 12, "famous": 4}
     rates = [make("ga", modality="multimodal", unlearn_lr=rate, **few) for rate in (0.001, 0.004)]
@@ -659,7 +723,8 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     gates = pd.DataFrame([("generation", "", "exact", "both", "closed")], columns=[*KEY, "view", "gate"])
     choices = [("classification", "likelihood", "accuracy", "image_text", "open")]
     gates = pd.concat([gates, pd.DataFrame(choices, columns=gates.columns)])
-    found = tables.verdicts(SimpleNamespace(kept_by_person={"both": None}, gates=gates)).reset_index()
+    scores = SimpleNamespace(kept_by_person={"both": None}, gates=gates, by=[])
+    found = tables.verdicts(scores).reset_index()
     said = {name: rows["verdict"].tolist() for name, rows in found.groupby("compared")}
     shut = [f"{verdict} (gate closed)" for verdict in ("supported", "not supported", "undecided")]
     opened = ["not supported", "supported", "undecided"]
@@ -670,7 +735,9 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     }
     assert found["gap closed"].tolist() == ["25%"] * 3 + ["50%"] * 3 + ["75%"] * 3
     monkeypatch.setattr(tables.path, "between_modalities", lambda *given: pd.DataFrame())
-    assert tables.verdicts(SimpleNamespace(kept_by_person={"both": None}, gates=gates)).empty
+    assert tables.verdicts(scores).empty
+    scores.by = ["exams"]
+    assert tables.verdicts(scores)["verdict"].tolist() == ["not tested: runs of one method differ in exams"]
 
 
 def test_an_edge_is_said_of_the_whole_interval(known, monkeypatch):
@@ -699,6 +766,20 @@ def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     assert known.loc["train_seed", "variance"] == pytest.approx(0.02)
     assert known.loc["bits", "variance"] == pytest.approx(0.005) and known.loc["bits", "levels"] == 2
     assert np.isnan(known.loc["replicate", "sd"]) and known.loc["people", "sd"] == pytest.approx(0.4 / 2.262157)
+
+
+def test_the_error_of_people_is_subtracted_only_from_what_draws_them():
+    """Two replicates (.5 and .7) by two orders (.1 more). The intervals are 2 · 2.262 · .1 wide: the error is .1."""
+    row = {"method": "ga", "model": "GA", "view": "both", "set": "forget", "n_profiles": 10}
+    row |= dict(zip(KEY, ("classification", "likelihood", "accuracy"), strict=True))
+    rows = [
+        row | {"replicate": draw, "unlearn_seed": order, "value": value, "low": value - 0.2262, "high": value + 0.2262}
+        for draw, order, value in ((0, 0, 0.5), (0, 1, 0.6), (1, 0, 0.7), (1, 1, 0.8))
+    ]
+    for given, expected in ((False, 0.02 - 0.01), (True, 0.02)):
+        variance = tables.sources(pd.DataFrame(rows), given).set_index("factor")["variance"]
+        assert variance["replicate"] == pytest.approx(expected, rel=1e-3)
+        assert variance["unlearn_seed"] == pytest.approx(0.005)
 
 
 def test_health_adds_up_and_its_reasons_stand_below(gated):

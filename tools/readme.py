@@ -65,7 +65,8 @@ def main_table(scores: Scores) -> str:
     sheet = score_sheet(clean, "", "readme", all_rows(clean), columns, {"against": ""}, remarks=[])
     share = closed(clean)
     blocks = [(head, [(name, [*row, (share.get(name, ""), "")]) for name, row in rows]) for head, rows in sheet.blocks]
-    columns, below = [*sheet.columns, ("Closed %", "trained view")], collapse_note(map(clean.named, clean.models()))
+    columns = [*sheet.columns, ("Closed %", "trained view")]
+    below = collapse_note(clean, map(clean.named, clean.models()))
     sheet = replace(sheet, title="", columns=columns, blocks=blocks, remarks=[*sheet.remarks, *below])
     title, more = f"**{clean.runs[0].base_label}**, {replicates(clean)}", f"{TABLES}/table2_by_view.md"
     title += (

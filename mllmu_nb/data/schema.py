@@ -18,6 +18,7 @@ KINDS = ("fictitious", "pool", "celebrity")
 VIEWS = ("image_text", "text")
 SETS = ("forget", "test", "retain", "celebrity")
 LETTERS = ("A", "B", "C", "D")
+OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)  # columns of their likelihoods in answers
 RATIOS = (5, 10, 15)  # published forget sets, in per cent
 
 

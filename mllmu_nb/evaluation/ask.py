@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.data.schema import LETTERS, SETS, TASKS, Item, Population
+from mllmu_nb.data.schema import OPTIONS, SETS, TASKS, Item, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.evaluation.engine import Prompts, greedy, option_likelihoods
@@ -21,7 +21,6 @@ from mllmu_nb.models import families
 from mllmu_nb.progress import progress_bar
 
 PIECE = 4096  # items answered and stored together; a task of the miniature has fewer
-OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 ANSWER = ("answer", *OPTIONS, "tokens")  # what comes from the model
 COLUMNS = ("set", "task", "view", "scoring", "order", "profile", "question_id", "shots", *ANSWER)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.data.schema import LETTERS, SETS, Population
+from mllmu_nb.data.schema import LETTERS, OPTIONS, SETS, Population
 from mllmu_nb.evaluation import draws as drawing
-from mllmu_nb.evaluation.ask import OPTIONS, answer, require_room, ways_of
+from mllmu_nb.evaluation.ask import answer, require_room, ways_of
 from mllmu_nb.evaluation.engine import Prompts
 from mllmu_nb.evaluation.tasks import Asking, Inquiry
 from mllmu_nb.stages import write_frame

@@ -71,7 +71,8 @@ class Beside:
         if lacking:
             return [f"Without {' and '.join(lacking)} nobody can say whether a low score is forgetting."]
         rows = select(self.scores, metrics(main=True), set="forget", view=list(ASKED_IN))
-        opened = "Vanilla answers better about the forget people than the oracle, in every metric: scores can be read."
+        opened = "Vanilla answers better about the forget people than the oracle, in every metric that was asked: "
+        opened += "scores can be read."
         unsound = [f"A low score of this model is no forgetting ({self.unsound})."] if self.unsound else []
         return (closed_gates(self.scores, rows) or [opened]) + unsound
 

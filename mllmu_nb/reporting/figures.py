@@ -124,7 +124,8 @@ def rows(
 
 def notes(scores: Scores, shown: pd.DataFrame) -> list[str]:
     """The lines below a figure of ``shown`` :func:`rows`."""
-    return [*grid.closed_gates(scores, shown, "In grey"), of_whom(scores, shown), *grid.collapse_note(shown["name"])]
+    gates_shut = grid.closed_gates(scores, shown, "In grey")
+    return [*gates_shut, of_whom(scores, shown), *grid.collapse_note(scores, shown["name"])]
 
 
 def of_whom(scores: Scores, shown: pd.DataFrame) -> str:
@@ -233,7 +234,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
         lines = zip(places, signed, strict=True)
         y = max(page.write(x, y + 0.03, plots.wrap(text, column), color=colour) for x, (text, colour) in lines) + 0.03
     key = f"{SIGNS_OF_ANSWERS} All answers are of one replicate, and any model may err."
-    y = page.write(left, y + 0.05, plots.below_lines([key, *grid.collapse_note(names)]), color=GREY)
+    y = page.write(left, y + 0.05, plots.below_lines([key, *grid.collapse_note(scores, names)]), color=GREY)
     return page.cut(y + 0.05)
 
 
@@ -355,19 +356,20 @@ def along_the_path(scores: Scores) -> Figure:
     each, asked in both views) against the share of the gap between vanilla and the oracle that is closed on Forget, in
     the view that was trained. Dotted: guessing. Lines: the mean of the replicates, interpolated between the points of a
     path, as far as all of them get; dots: the replicates at 25, 50 and 75 %, with the 95 % interval, moved sideways so
-    that they do not overlap. Star: the oracle."""
+    that their bars can be told apart. Star: the oracle."""
     kept = scores.kept[(scores.kept["closed_in"] == "trained") & (scores.kept["what"] == path.KEPT)]
     if kept.empty:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     modalities = [name for name in MODALITIES if (kept["modality"] == name).any()]
     key = "Kept is asked in both views. Filled: unlearned on image + text; hollow: on text only. Dotted: guessing. "
     key += "Dots: replicates; bars: 95 % intervals. " if kept["of"].max() > 1 else "Bars: 95 % intervals. "
-    key += "Marks of 25, 50 and 75 % are moved sideways so that they do not overlap. "
+    key += "Marks of 25, 50 and 75 % are moved sideways so that their bars can be told apart. "
     if (kept["n_replicates"] < kept["of"]).any():
         key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
     below = [key, grid.interpolated(scores), grid.asked_along(scores)]
-    below += grid.collapse_note(map(scores.named, scores.models()))
-    drawn, axes = plots.panels(1, len(modalities), (PAGE, 3.2), below, title(along_the_path), sharey=True)
+    below += grid.collapse_note(scores, map(scores.named, scores.models()))
+    size = PAGE, max(3.2, 0.75 + beside(scores, kept))
+    drawn, axes = plots.panels(1, len(modalities), size, below, title(along_the_path), sharey=True)
     oracle = scores.points[is_model(scores.points, "oracle") & (scores.points["measure"] == path.LIKELIHOOD)]
     sums = oracle[oracle["set"].isin(("retain", "celebrity"))].groupby("set")[["score", "items"]].sum()
     goal, ends = 100 * (sums["score"] / sums["items"]).mean(), []
@@ -390,9 +392,10 @@ def along_the_path(scores: Scores) -> Figure:
 def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Iterator[tuple]:
     """Draw what each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed,
     in per cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates
-    that get there, moved ``apart`` so that marks do not overlap. Yields names, looks, and rows by place."""
+    that get there, moved ``apart`` (less if there are many models). Yields names, looks, and rows by place."""
     key = [*MODEL, *scores.by]
     models = [model for model in scores.models() if has(kept, key, model).any()]
+    apart = min(apart, 20 / max(1, len(models)))  # so that marks stay nearest to their own place
     for number, model in enumerate(models):
         rows, look = kept[has(kept, key, model)], plots.look(*model[:3])
         rows = rows[(rows["place"] != path.AREA) & (rows["n_replicates"] > 0)].sort_values("place")
@@ -406,6 +409,12 @@ def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Ite
         yield scores.named(model, True), look, rows
 
 
+def beside(scores: Scores, kept: pd.DataFrame) -> float:
+    """The height, in inches, that the names of the models of one modality and of the oracle need beside a panel."""
+    models = kept[[*MODEL, *scores.by]].drop_duplicates()
+    return 1.3 * SMALL / 72 * (1 + models["modality"].value_counts().max())
+
+
 @plots.styled
 def path_by_set(scores: Scores) -> Figure:
     """Retain and celebrities should stay high, Test should fall. What is right by likelihood about each set against the
@@ -416,8 +425,8 @@ def path_by_set(scores: Scores) -> Figure:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     below = ["Marks, at 25, 50 and 75 % but moved sideways: means with 95 % intervals; dots: replicates."]
     below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
-    below += grid.collapse_note(map(scores.named, scores.models()))
-    size, ends = (PAGE, 0.7 + 1.7 * len(modalities)), []
+    below += grid.collapse_note(scores, map(scores.named, scores.models()))
+    size, ends = (PAGE, 0.7 + max(1.7, 0.35 + beside(scores, kept)) * len(modalities)), []
     drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
     for line, modality in zip(axes, modalities, strict=True):
         line[0].set_ylabel("right by likelihood, %")
@@ -453,7 +462,7 @@ def leakage(scores: Scores) -> Figure:
     names = [name.replace(" (", "\n").replace(")", "") for name in values.index]
     grey = "In grey and brackets: vanilla is not shown to know more than the oracle there." if shut.any() else ""
     key = "Exact: the fact stands in a free answer." + " The dots' scale inside a cell is −100 to 100." * has_dots(gaps)
-    below = [key, grey, of_whom(scores, gaps), *grid.collapse_note(values.index)]
+    below = [key, grey, of_whom(scores, gaps), *grid.collapse_note(scores, values.index)]
     drawn, [[panel]] = plots.panels(1, 1, (PAGE, 1.0 + 0.42 * len(values)), below, title(leakage))
     bar = {"location": "bottom", "aspect": 40, "pad": 0.02, "label": "points above (orange) or below the oracle (0)"}
     texts = texts.fillna("–").to_numpy(str)
@@ -561,7 +570,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     key = "Bold: the mean of the replicates; pale: each of them." if several else ""
     if not several and any(run.train["steps"] >= LONG for run in trained):
         key = "Bold: the running mean of the pale line."
-    below = [key, *grid.collapse_note(map(mark, models.values()))]
+    below = [key, *(grid.collapse_note(scores, map(mark, models.values())) if scores else ())]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))
     drawn, axes = plots.panels(lines, columns, (width, 0.25 + 1.55 * lines), below, over)
     ends = []

@@ -125,15 +125,20 @@ def score_sheet(
 
 
 def _marks(scores: Scores, metric: Metric, entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return BEST, SECOND or "" for each cell of a column, by printed values. On Forget and Test the nearest to the
+    """Return BEST, SECOND or "" for each cell of a column, by printed values. On Forget and Test the nearest to its
     oracle is best, elsewhere the highest (or lowest). References, unsound models and cells behind a closed gate are
-    left out; a cell that remains alone has no mark."""
-    oracle = next((entry["value"] for entry in entries if is_model(entry, "oracle")), nan)
+    left out; a cell that remains alone, or a metric without a goal, has no mark."""
+    ends = [entry for entry in entries if is_model(entry, "oracle")]
+    # in a grid, a parameter in which oracles differ tells whose oracle one is
+    own = [name for name in scores.by if len({entry[name] for entry in ends}) > 1]
+    oracles = {tuple(entry[name] for name in own): entry["value"] for entry in ends}
 
     def distance(entry: Mapping[str, Any]) -> float:
         unsound = tuple(entry[column] for column in (*GROUP, *MODEL, *scores.by)) in scores.unsound
-        if (entry["method"] in REFERENCES and not entry["after"]) or unsound or entry["gate"] == CLOSED:
+        reference = entry["method"] in REFERENCES and not entry["after"]
+        if reference or unsound or entry["gate"] == CLOSED or not metric.goal(entry["set"]):
             return nan
+        oracle = oracles.get(tuple(entry[name] for name in own), nan)
         value, best = (round(metric.times * one, metric.digits) for one in (entry["value"], oracle))
         signs = {LIKE_ORACLE: abs(value - best), UP: -value}
         return round(signs.get(metric.goal(entry["set"]), value), 9)
@@ -195,7 +200,7 @@ def sample(scores: Scores, cells: pd.DataFrame) -> str:
 
 def asked_along(scores: Scores) -> str:
     """The remark below results along paths, in which only some of the people are asked: how many."""
-    counts = scores.points.groupby(["replicate", "set"])["person"].nunique().groupby("set").max()
+    counts = scores.points.groupby([*REPLICATE, "set"])["person"].nunique().groupby("set").max()
     listed = ", ".join(f"{name.capitalize()} {counts[name]}" for name in SETS if name in counts)
     return f"People asked along a path, in each replicate: {listed}. {repeats(scores)}"
 
@@ -238,13 +243,19 @@ def repeats(scores: Scores) -> str:
         several = f"{'' if fewest == most else 'Up to '}{most} runs of each model in one replicate (one forget set)"
         has = "One run of each model" if most == 1 else several
         return f"{has}: intervals are over people alone, and say nothing about another run of the method."
-    given = ("data_source", "forget_ids_file")  # with these, there is one forget set per ratio
-    published = all(any(map(run.parameters.get, given)) for run in scores.runs)
-    own = "trainings of its own; the forget set is one" if published else "its own forget set and trainings"
+    given = "trainings of its own; the forget set is one"
+    own = given if one_forget_set(scores) else "its own forget set and trainings"
     same = f"{next(iter(counts.values()))} replicates (each with {own})"
     if len(set(counts.values())) > 1:
         same = "replicates (" + "; ".join(f"{name} {count}" for name, count in counts.items()) + ")"
-    return f"Intervals are over {same} and over people; one base and one population are fixed."
+    several = len({run["data_seed"] for run in scores.runs}) > 1
+    fixed = "one base is" if several else "one base and one population are"
+    return f"Intervals are over {same} and over people; {fixed} fixed."
+
+
+def one_forget_set(scores: Scores) -> bool:
+    """Whether the forget set is given, so that it is the same in all replicates."""
+    return all(any(map(run.parameters.get, ("data_source", "forget_ids_file"))) for run in scores.runs)
 
 
 def group_title(scores: Scores) -> str:
@@ -253,9 +264,11 @@ def group_title(scores: Scores) -> str:
     return f"{one.base_label} ({one['scale']}), forget {one['forget_ratio']} %, {one['protocol']} protocol"
 
 
-def collapse_note(names: Iterable[str]) -> list[str]:
+def collapse_note(scores: Scores, names: Iterable[str]) -> list[str]:
     """The line below a table or figure that explains ‡, if one of these names has it."""
-    return [COLLAPSED_NOTE] if any(COLLAPSED in name for name in names) else []
+    judged = (scores.items["scoring"] == path.LIKELIHOOD).any()
+    note = COLLAPSED_NOTE if judged else f"{COLLAPSED_NOTE} Choices were not judged: likelihood was not asked."
+    return [note] if any(COLLAPSED in name for name in names) else []
 
 
 def sheet_label(kind: str, scores: Scores) -> str:

@@ -60,8 +60,13 @@ def detectable(
     """The smallest difference of two shares of right answers that is detected with 80 % power at 95 %, as a share. Both
     are means over ``people`` with ``each`` questions; ``correlation`` is that between answers about one person."""
     share = (first + second) / 2
-    variance = share * (1 - share) * (1 + (each - 1) * correlation) / (people * each)
-    return REACH * sqrt(2 * (1 - model_correlation) * variance)
+    sd = sqrt(share * (1 - share) * (1 + (each - 1) * correlation) / each)
+    return _detectable(sd, sd, people, model_correlation)
+
+
+def _detectable(first: float, second: float, people: int, model_correlation: float) -> float:
+    """The same from the two models' standard deviations over people, in their unit."""
+    return REACH * sqrt(((first - second) ** 2 + 2 * (1 - model_correlation) * first * second) / people)
 
 
 def smallest(first: Any, second: Any, correlation: float, model_correlation: float = 0.0) -> float:
@@ -72,7 +77,7 @@ def smallest(first: Any, second: Any, correlation: float, model_correlation: flo
     if not people >= 2:
         return nan
     if not np.isnan([first.sd, second.sd]).any():
-        return REACH * sqrt((1 - model_correlation) * (first.sd**2 + second.sd**2) / people)
+        return _detectable(first.sd, second.sd, people, model_correlation)
     each = min(first.questions, second.questions)
     shares = first.value / first.top, second.value / second.top
     return first.top * detectable(*shares, people, each, correlation, model_correlation)
@@ -205,8 +210,9 @@ def figure(gaps: pd.DataFrame) -> Figure:
         raise KitError("no gap has a known number of people")
     known = known.assign(size=known["gap"].abs()).nlargest(24, "size")
     exceeds = known["verdict"] == EXCEEDS
+    names = known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else "")
     drawn = known.assign(
-        name=known["first"] + " − " + known["second"] + known["measure"].map(lambda name: f", {name}" if name else ""),
+        name=["\n".join(plots.wrap(name, 0.45 * plots.PAGE, most=6)) for name in names],
         low=known["gap"] - known["noise"],
         high=known["gap"] + known["noise"],
         look=[plots.Look(plots.RIGHT if one else plots.GREY, filled=one) for one in exceeds],

@@ -266,7 +266,8 @@ def forest(
     """
     names, labels = values(frame, y), values(frame, row)
     upright = max(width_of(line) for label in labels for line in label.split("\n"))
-    size = PAGE, 0.35 + len(labels) * (0.25 + max(1.25 * LINE * len(names), upright))
+    lines = max(str(name).count("\n") + 1 for name in names)
+    size = PAGE, 0.35 + len(labels) * (0.25 + max((0.25 + lines) * LINE * len(names), upright))
     figure, parts = facets(frame, row, column, size=size, sharex="col", sharey=True, **texts)
     for panel, here in parts:
         panel.axvline(0, color=GREY, linewidth=0.6, zorder=1)

@@ -4,6 +4,7 @@ results in which each number names its table and its runs."""
 import contextlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +13,11 @@ from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.grid import group_title, select
+from mllmu_nb.reporting.grid import group_title, number_text, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, has
+from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, MODEL, POOLED, REPLICATE, has
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.stages import lock
 
@@ -101,12 +102,18 @@ def elsewhere(scores: Scores, row: Mapping[str, Any], **other: Any) -> dict:
 
 
 def per_cent(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['value']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    """``98 % [96, 99]``, and in how many replicates if some of a path never get there; one alone has no limits."""
+    value, *ends = number_text(row).split(" ", 1)
+    count, of = row["n_replicates"], row.get("of", row["n_replicates"])
+    return " ".join([value, "%", *ends, *([f"(in {count} of {of} replicates)"] if count < of else [])])
 
 
 def replicates(scores: Scores) -> str:
-    count = len({run["replicate"] for run in scores.runs})
-    return f"{count} replicates" if count > 1 else "one replicate"
+    """The number of replicates of each model, in words."""
+    named = {(scores.model_of(run), *(run[column] for column in REPLICATE)) for run in scores.runs}
+    counts = Counter(model for model, *_ in named).values()
+    fewest, most = min(counts), max(counts)
+    return "one replicate" if most == 1 else f"{'' if fewest == most else f'{fewest} to '}{most} replicates"
 
 
 def paragraph(scores: Scores) -> Iterator[str | Number]:
@@ -121,8 +128,9 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         return Number(text, f"{table}.csv, {' '.join(where)}", runs)
 
     cells = select(scores, [by_key()[LIKELIHOOD_KEY]], against="", set="forget", view=POOLED, after="")
-    ends = {row["method"]: row for row in cells.dropna(subset=["value"]).to_dict("records")}
-    if {"vanilla", "oracle"} <= ends.keys():
+    cells = cells[cells["method"].isin(("vanilla", "oracle"))].dropna(subset=["value"])
+    ends = {row["method"]: row for row in cells.to_dict("records")}
+    if len(ends) == len(cells) == 2:  # a grid may have several
         at = ("set", "scoring", "metric")
         known, never = (number(per_cent(ends[one]), "table2_main", ends[one], *at) for one in ("vanilla", "oracle"))
         yield from (" Vanilla picks the right option in ", known, " of the questions on the people to be forgotten, ")

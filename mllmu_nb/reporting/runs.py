@@ -36,7 +36,8 @@ TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_
 TAUGHT_TOO |= {"adapter_reach": "language", "adam": "torch", "adam_eps": 1e-8, "precision": None}
 TAUGHT_TOO |= {"quantise_base": None, "micro_batch": 0, "checkpointing": False, "train_batch_size": 0}
 FRAMES = ("items", "cells", "judged", "points")
-NOT_VARIED = {*RUN, "seed", "settings"}  # parameters that are already columns of a run
+# Parameters that are columns of a run or of its answers already, or that change no score.
+NOT_VARIED = {*RUN, "seed", "settings", "scoring", "eval_batch"}
 
 
 @dataclass(frozen=True)

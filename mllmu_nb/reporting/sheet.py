@@ -139,6 +139,7 @@ class Sheet:
             for name, cells in rows:
                 first, sign, count = latex_text(name).partition(rf"{LATEX[COLLAPSED]} ")
                 first = _stacked(first + sign, count, side="l") if below and sign else first + sign + count
+                first = "{}" * first.startswith(("[", "*")) + first  # else the rule or \\ above reads it as its option
                 lines.append(" & ".join([first, *(_latex_cell(*cell, notes, below) for cell in cells)]) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
         remarks = [rf"{RAISED.format(mark)}\,{latex_text(reason)}" for reason, mark in notes.items()]

@@ -260,23 +260,23 @@ def curves(x: Sequence[float], lines: Mapping[str, Sequence[float]], xlabel: str
     return figure
 
 
-def _rows(some: Sequence[Run], keys: Sequence[tuple], sets: Sequence[str] = SETS, against: str = "") -> pd.DataFrame:
+def _rows(scores: Scores, keys: Sequence[tuple], sets: Sequence[str] = SETS, against: str = "") -> pd.DataFrame:
     """:func:`figures.rows` of the metrics with these keys in both views, in per cent or percentage points."""
-    scores, wanted = Scores.of(some, taught=False), [by_key()[key] for key in keys]
-    return figures.rows(scores, wanted, sets, VIEWS, against, percent=True)
+    return figures.rows(scores, [by_key()[key] for key in keys], sets, VIEWS, against, percent=True)
 
 
 @plots.styled
 def against_vanilla(some: Sequence[Run]) -> Figure:
     """Forget should reach the oracle (star), Retain should stay at 0. Each model minus vanilla, choice by likelihood,
     question by question; 95 % intervals over people."""
-    cells = _rows(some, [LIKELIHOOD_KEY], ("forget", "retain"), "vanilla")
+    scores = Scores.of(some, taught=False)
+    cells = _rows(scores, [LIKELIHOOD_KEY], ("forget", "retain"), "vanilla")
     if cells.empty:
         raise KitError("changes need a run of vanilla and another run")
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
     where = {"y": "name", "row": "asked", "column": "set_label"}
     texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
-    return plots.forest(cells, **where, **texts, below=collapse_note(cells["name"]))
+    return plots.forest(cells, **where, **texts, below=collapse_note(scores, cells["name"]))
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
@@ -286,7 +286,7 @@ def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
     The last column reads the interval: it names a difference only if the interval excludes 0. Without a run of vanilla
     (a sweep may not have made it yet), there is no row.
     """
-    cells = _rows(some, [LIKELIHOOD_KEY], against="vanilla")
+    cells = _rows(Scores.of(some, taught=False), [LIKELIHOOD_KEY], against="vanilla")
     unlearned = ~cells["method"].isin(REFERENCES)
     cells = cells[unlearned] if unlearned.any() and not references else cells
     columns = {"method": cells["name"], "set": cells["set_label"], "asked with": cells["view_label"]}
@@ -298,7 +298,7 @@ def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
 def known(some: Sequence[Run]) -> pd.DataFrame:
     """The right answers of each model: per cent with 95 % limits (over people, and over replicates if there are
     several), one row per model, set and way of asking, one column per task."""
-    cells = _rows(some, KNOWN)
+    cells = _rows(Scores.of(some, taught=False), KNOWN)
     limits = [number_text(cell, times=1) for cell in cells.to_dict("records")]
     names = {"name": "model", "set_label": "set", "view_label": "asked with", "metric_label": "task"}
     table = cells[list(names)].rename(columns=names).assign(limits=limits)

@@ -179,7 +179,7 @@ MARKS = (
 @table("table2_paper", together="Unlearning in the layout of the paper's Table 2, views pooled")
 def paper_table(scores: Scores) -> Iterator[Sheet]:
     """Table 2 as in the paper: blocks by base model and forget ratio, one row per method, four measures per set."""
-    shown = [replace(one, digits=one.digits - 1) for one in metrics(main=True)]
+    shown = [replace(one, digits=max(0, one.digits - 1)) for one in metrics(main=True)]
     yield _main_text(scores, "paper", [(s, one) for s in SETS for one in shown if one.scoring != "likelihood"])
 
 
@@ -423,7 +423,12 @@ def claim_table(scores: Scores) -> Iterator[Sheet]:
 
 def verdicts(scores: Scores) -> pd.DataFrame:
     """Test the paper's claim on modality at equal forgetting, over all methods together: text only minus image + text,
-    in points, and whether the whole interval is on the side of the claim."""
+    in points, and whether the whole interval is on the side of the claim. Nothing is tested in a grid, where runs of
+    one method differ in a parameter."""
+    columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
+    if scores.by:
+        why = f"not tested: runs of one method differ in {', '.join(scores.by)}"
+        return pd.DataFrame([["any share", "any measure", "", 0, why]], columns=columns).set_index(columns[:2])
     differences = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
     gates, rows = scores.gates.set_index([*KEY, "view"])["gate"], []
     for row in differences.query("method == 'all'").sort_values("place").to_dict("records") if len(differences) else []:
@@ -437,7 +442,6 @@ def verdicts(scores: Scores) -> pd.DataFrame:
             said = f"left on Forget, {name.lower()} (paper: less after {MODALITIES[better]})"
         points = number_text(row, signed=True)
         rows.append([f"{row['place']:.0%}", said, points, row["n_replicates"], verdict])
-    columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
 
@@ -531,7 +535,7 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     """How much of the spread of an unlearned model's score comes from people and from each random choice, in points."""
     title = "Standard deviation of a score by its source, points, views pooled"
     named = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
-    frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)))
+    frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)), grid.one_forget_set(scores))
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
     lines = [(SOURCES[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
@@ -543,12 +547,13 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     yield Sheet(title, "variance", "Source", heads, [("", lines)], [remark], frame)
 
 
-def sources(runs: pd.DataFrame) -> pd.DataFrame:
+def sources(runs: pd.DataFrame, one_forget_set: bool = False) -> pd.DataFrame:
     """Return how far each source moves an unlearned model's score: one row per set (forget, retain), main metric and
     ``factor`` (one of SOURCES: people, or what varies), as in :func:`~mllmu_nb.statistics.variance.variance_split`.
 
     ``runs`` are from ``Scores.run_scores``, of one GROUP, with a column ``model``: a source moves the scores of runs
-    that have the same ``model``. A column ``bits`` says which runs were computed with other rounding.
+    that have the same ``model``. A column ``bits`` says which runs were computed with other rounding. With
+    ``one_forget_set``, all replicates have the same forget people.
     """
     runs = runs[~runs["method"].isin(REFERENCES) & (runs["view"] == POOLED)]
     # a replicate's number sets its seeds, so a seed is a source of its own only if it varies within a replicate
@@ -560,8 +565,9 @@ def sources(runs: pd.DataFrame) -> pd.DataFrame:
         if here.empty or one.bounds != (0.0, 1.0):
             continue
         error = standard_errors(here["low"], here["high"], here["n_profiles"])
-        anew = set_name == "forget" and here["replicate"].nunique() > 1  # else the same people are asked in every run
-        split = variance_split(here.assign(se=error * anew), factors).query("factor != 'model'")
+        # the forget people are a replicate's own; whatever else varies, the same people are asked in every run
+        drawn = ["replicate"] if set_name == "forget" and not one_forget_set else []
+        split = variance_split(here.assign(se=error), factors, drawn).query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
         asked = {"set": set_name, **dict(zip(KEY, one.key, strict=True))}
         rows += [asked | row for row in (people, *split.to_dict("records"))]
@@ -598,7 +604,7 @@ def sheets(name: str, scores: Scores) -> list[Sheet]:
         for sheet in make(group):
             title = f"{sheet.title}: {grid.group_title(group)}"
             label = sheet.label if together else grid.sheet_label(sheet.label, group)
-            note = grid.collapse_note(name for _, rows in sheet.blocks for name, _ in rows)
+            note = grid.collapse_note(group, (name for _, rows in sheet.blocks for name, _ in rows))
             made.append(replace(sheet, title=title, label=label, remarks=[*sheet.remarks, *note]))
     return [_as_one(made, together)] if together else made
 

@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from mllmu_nb.data.schema import LETTERS
+from mllmu_nb.data.schema import LETTERS, OPTIONS
 from mllmu_nb.scoring.frames import REPLICATE
 from mllmu_nb.scoring.registry import NO_PAIR, NotMeasured, metric
 from mllmu_nb.statistics.intervals import Bounds, Interval
 from mllmu_nb.statistics.samples import jackknife, jensen_shannon, jensen_shannon_by_chance, ks
 
-OPTIONS = tuple(f"option_{letter}" for letter in LETTERS)
 INDEX_OF_LETTER = {letter: place for place, letter in enumerate(LETTERS)}
 LETTER = {"task": "classification", "scoring": "letter"}
 LIKELIHOOD = {"task": "classification", "scoring": "likelihood"}

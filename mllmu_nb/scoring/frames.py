@@ -26,13 +26,18 @@ ASKED = ("shots", "shot_source", "draws_file", "cyclic", "scoring", "long_prompt
 VIEWS = {"image_text": "image + text", "text": "text"}
 POOLED = "both"
 ACROSS = "text - image"  # the view of scores that compare the two views, fact by fact
+# Further columns of these frames, and of those that tables and figures make of them.
+DERIVED = {*PLACE, *COUNTS, "value", "low", "high", "dots", "gate", "verdict", "note", "person", "margin", "times"}
+DERIVED |= {"collapsed", "refuses", "why", "step", "measure", "score", "items", "place", "what", "of", "closed_in"}
+DERIVED |= {"value_other", "model", "name", "look", "sign", "set_label", "view_label", "metric_label", "gap_label"}
 TAUGHT = "taught"  # the task of metrics of taught sentences
 IN_ANSWERS = ["profile", "task", "view", "number"]  # columns of questions that answers have already or do not need
 
 
 def persons(rows: pd.DataFrame) -> pd.Series:
-    """The person of each row: profile "007" of another data seed is another person."""
-    return rows["data_seed"].astype(str) + ":" + rows["profile"].astype(str)
+    """The person of each row: profile "007" of another data seed is another person, unless it is a celebrity."""
+    profile = rows["profile"].astype(str)
+    return profile.where(rows["set"] == "celebrity", rows["data_seed"].astype(str) + ":" + profile)
 
 
 def is_model(rows: Any, method: str) -> pd.Series | bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -127,19 +127,21 @@ def kept_by_person(points: pd.DataFrame, closed_in: str = "trained", by: Sequenc
     return frame.merge(runs[[*PEOPLE, *MODEL, *by]].reset_index(), on="run")
 
 
-def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+def kept(of_people: pd.DataFrame, by: Sequence[str] = (), minus: bool = False) -> pd.DataFrame:
     """Average the rows of :func:`kept_by_person`, with intervals: one row per GROUP, MODEL, ``by``, place, what.
+    ``minus``: their differences to the column ``value_other``.
 
     Columns value, low, high (NaN if there is no interval), n_profiles, n_replicates (that reach the place), ``of`` (all
     replicates), and ``dots``, the value of each replicate.
     """
     columns, rows = [*GROUP, *MODEL, *by, "place", "what"], []
-    value = of_people["value"].to_numpy(float)
+    sides = [of_people[name].to_numpy(float) for name in ("value", "value_other")[: 1 + minus]]
+    known = np.isfinite(sides).all(axis=0)
     sets, people = (pd.factorize(of_people[name])[0] for name in ("set", "person"))
     replicates = of_people.groupby(REPLICATE).ngroup().to_numpy()
     for key, at in of_people.groupby(columns, sort=False, dropna=False).indices.items():
-        reached = at[np.isfinite(value[at])]
-        mean = _mean_of_sets(value[reached], sets[reached], people[reached], replicates[reached])
+        reached = at[known[at]]
+        mean = _mean_of_sets([side[reached] for side in sides], sets[reached], people[reached], replicates[reached])
         count = {"of": len(np.unique(replicates[at])), "n_profiles": len(np.unique(people[reached]))}
         alone = {"low": nan, "high": nan} if mean["n_replicates"] < min(2, count["of"]) else {}
         rows.append(dict(zip(columns, key, strict=True)) | mean | count | alone)
@@ -147,9 +149,14 @@ def kept(of_people: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, *more])
 
 
-def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, replicates: np.ndarray) -> dict:
-    """Return the mean of the sets' means, with equal weights, and its interval over replicates crossed with people. All
-    arguments are [rows]."""
+def _mean_of_sets(
+    sides: Sequence[np.ndarray], sets: np.ndarray, people: np.ndarray, replicates: np.ndarray
+) -> dict[str, Any]:
+    """Return the mean of the sets' means, with equal weights, and its interval over replicates crossed with people.
+    ``sides``: the values, or those of two methods, whose difference is averaged. All arrays are [rows]."""
+    values, low, function = sides[0], 0.0, interval
+    if len(sides) > 1:
+        values, low, function = sides[0] - sides[1], -1.0, paired_difference
     units = np.unique(replicates)
     dots = tuple(of_sets(values[replicates == one], sets[replicates == one])[0] for one in units)
     row = {"value": nan, "low": nan, "high": nan, "n_replicates": len(units), "dots": dots}
@@ -158,11 +165,11 @@ def _mean_of_sets(values: np.ndarray, sets: np.ndarray, people: np.ndarray, repl
     row["value"], residual = of_sets(values, sets)
     # with one replicate, the variance is over people
     estimate = crossed(residual, people, replicates if len(units) > 1 else people) if np.ptp(people) else None
-    if estimate is None or estimate.variance < SAME**2 or not 0 < row["value"] < 1:
+    if estimate is None or estimate.variance < SAME**2 or not low < row["value"] < 1:
         # use the interval of the mean of all rows; if sets differ in size, that is another mean, so include the value
-        alone = interval(np.clip(values, 0, 1), people)
+        alone = function(*(np.clip(side, 0, 1) for side in sides), people)
         return row | {"low": min(alone.low, row["value"]), "high": max(alone.high, row["value"])}
-    return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"])), strict=True))
+    return row | dict(zip(("low", "high"), limits(estimate._replace(mean=row["value"]), (low, 1.0)), strict=True))
 
 
 def of_sets(values: np.ndarray, sets: np.ndarray) -> tuple[float, np.ndarray]:
@@ -177,11 +184,14 @@ def kept_difference(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] 
     """Average ``one`` minus ``other``, rows of :func:`kept_by_person`, person by person, in rows that agree in the
     columns ``same``: as :func:`kept`, with value, low and high from -1 to 1. The model's columns are those of ``one``.
     """
+    return kept(paired(one, other, same), minus=True)
+
+
+def paired(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] = (), how: str = "inner") -> pd.DataFrame:
+    """The rows of ``one`` with the ``value_other`` that ``other`` has about the same people at the same place, in rows
+    that agree in the columns ``same``. Both are from :func:`kept_by_person`; ``how`` as in pandas' merge."""
     on = [*PEOPLE, *same, "place", "what", "set", "person"]
-    pairs = one.merge(other[[*on, "value"]], on=on, suffixes=("", "_other"))
-    # moved from -1 .. 1 to 0 .. 1, so that sets and intervals are as for any value that is kept
-    result = kept(pairs.assign(value=(1 + pairs["value"] - pairs["value_other"]) / 2))
-    return result.assign(**{name: 2 * result[name].astype(float) - 1 for name in ("value", "low", "high")})
+    return one.merge(other[[*on, "value"]], on=on, how=how, suffixes=("", "_other"))
 
 
 def coarse(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
-from mllmu_nb.scoring.frames import GROUP, KEY, LIKELIHOOD_KEY, MODEL, PEOPLE, REPLICATE, has
+from mllmu_nb.scoring.frames import GROUP, KEY, LIKELIHOOD_KEY, MODEL, REPLICATE, has
 from mllmu_nb.scoring.gates import OPEN
 from mllmu_nb.scoring.health import Unsound
-from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept, of_sets
+from mllmu_nb.scoring.path import HALF, KEPT, TRAINED_VIEW, kept, of_sets, paired
 from mllmu_nb.statistics.intervals import paired_p
 from mllmu_nb.statistics.ranking import shared_letters
 
@@ -75,10 +75,9 @@ def _comparisons(methods: pd.DataFrame, of_people: pd.DataFrame) -> list[tuple]:
     for modality, here in methods[methods["standing"] == RANKED].groupby("trained", sort=False):
         models = list(here[MODEL].itertuples(index=False, name=None))
         for a, b in itertools.combinations(models, 2):
-            first, second = (of_people[has(of_people, MODEL, one)] for one in (a, b))
-            both = first.merge(second[[*PEOPLE, "person", "value"]], on=[*PEOPLE, "person"], suffixes=("", "_b"))
-            both = both.dropna(subset=["value", "value_b"])
-            mean, residual = of_sets((both["value"] - both["value_b"]).to_numpy(), both["set"].to_numpy(str))
+            both = paired(*(of_people[has(of_people, MODEL, one)] for one in (a, b)))
+            both = both.dropna(subset=["value", "value_other"])
+            mean, residual = of_sets((both["value"] - both["value_other"]).to_numpy(), both["set"].to_numpy(str))
             p = paired_p(mean + residual, both["person"], both.groupby(REPLICATE).ngroup())
             rows.append((modality, a, b, p))
     return rows

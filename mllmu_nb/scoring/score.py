@@ -76,7 +76,7 @@ def cells(items: pd.DataFrame, sentences: pd.DataFrame | None = None, by: Sequen
             )
     models, parts, known = items[key].drop_duplicates(), [], [items]
     if sentences is not None:
-        known.append(sentence_scores(sentences.assign(person=persons)))
+        known.append(sentence_scores(sentences).assign(person=persons))
     for taught, rows in enumerate(known):
         wanted = {per: [one for one in metrics(per=per) if (one.task == TAUGHT) == taught] for per in PER}
         answered = [one for one in wanted["answer"] if not one.optional or rows[one.column].notna().any()]

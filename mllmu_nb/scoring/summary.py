@@ -6,7 +6,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import ASKED, PAIRED_ON, POOLED, REPLICATE, is_model, of_metric
+from mllmu_nb.scoring.frames import ASKED, PAIRED_ON, PEOPLE, POOLED, REPLICATE, is_model, of_metric
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
@@ -22,15 +22,13 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
     """
     result = []
     people, replicates = pd.factorize(rows["person"])[0], rows.groupby(REPLICATE).ngroup().to_numpy()
-    group = rows.groupby(list(by), sort=False, observed=True, dropna=False).ngroup()
-    places = group.groupby(group.to_numpy()).indices  # group → the places of its rows
-    named = rows[list(by)].drop_duplicates().to_dict("records")  # in the order of the groups
+    groups = rows.groupby(list(by), sort=False, observed=True, dropna=False).indices  # key → places of its rows
     for metric in metrics:
         values = rows[metric.column].to_numpy(float)
         reference = rows[f"{metric.column}_reference"].to_numpy(float) if minus else np.zeros(len(rows))
         known = np.isfinite(values - reference)
-        for number, at in enumerate(named):
-            here = places[number][known[places[number]]]
+        for key, places in groups.items():
+            at, here = dict(zip(by, key, strict=True)), places[known[places]]
             if at.get("set", metric.sets[0]) not in metric.sets or not len(here):
                 continue
             scores = (values[here], reference[here]) if minus else (values[here],)
@@ -57,7 +55,7 @@ def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against
     result = []
     for (task, scoring), group in by_task(wanted).items():
         columns = [one.column for one in group]
-        needed = [*by, *PAIRED_ON, "method", "after", "replicate", "view", "person", *columns]
+        needed = [*by, *PAIRED_ON, "shot_seed", "method", "after", "replicate", "view", "person", *columns]
         asked = of_metric(rows, task, scoring)[list(dict.fromkeys(needed))]
         if against:
             asked = paired(asked, against, columns)
@@ -68,8 +66,11 @@ def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against
 
 
 def asked_differently(rows: pd.DataFrame) -> list[str]:
-    """The parameters of asking that differ among ``rows``."""
-    return [name for name in ASKED if name in rows and rows[name].nunique() > 1]
+    """The parameters of asking that differ among ``rows``: each replicate draws its own shots, so their seed is one
+    only if it differs among rows about the same people."""
+    names = [name for name in ASKED if name in rows and rows[name].nunique() > 1]
+    shots = "shot_seed" in rows and rows.groupby(PEOPLE)["shot_seed"].nunique().gt(1).any()
+    return [*names, "shot_seed"] if shots else names
 
 
 def paired(rows: pd.DataFrame, against: str, columns: Sequence[str], on: list[str] = PAIRED_ON) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Which factors make a score vary, and how much: one-way variance components."""
 
+from collections.abc import Collection
 from math import nan, sqrt
 
 import numpy as np
@@ -10,13 +11,13 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.statistics.intervals import ENDS
 
 
-def variance_split(table: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
+def variance_split(table: pd.DataFrame, factors: list[str], drawn: Collection[str]) -> pd.DataFrame:
     """Split the variance of one score by factor: docs/scoring.md ("Variance components").
 
-    ``table`` has one ``value`` per run, its standard error ``se`` without the part that levels share, and at least two
-    ``factors``. Columns: factor, levels, variance, sd, and low and high, the 95 % limits of the variance; NaN for a
-    factor that never varies alone. Raises KitError if two rows agree in every factor. Source: Searle,
-    Casella and McCulloch 1992.
+    ``table`` has one ``value`` per run, its standard error ``se``, and at least two ``factors``; the levels of those in
+    ``drawn`` have different people. Columns: factor, levels, variance, sd, and low and high, the 95 % limits of the
+    variance; NaN for a factor that never varies alone. Raises KitError if two rows agree in every factor. Source:
+    Searle, Casella and McCulloch 1992.
     """
     rows = []
     table = table[np.isfinite(table["value"].astype(float))]
@@ -31,7 +32,7 @@ def variance_split(table: pd.DataFrame, factors: list[str]) -> pd.DataFrame:
             continue
         levels, weights = pd.concat(groups)[factor].nunique(), [len(group) - 1 for group in groups]
         between = np.average([group["value"].var(ddof=1) for group in groups], weights=weights)
-        sampling = np.average([(group["se"] ** 2).mean() for group in groups], weights=weights)
+        sampling = np.average([(group["se"] ** 2).mean() for group in groups], weights=weights) * (factor in drawn)
         ends = chi2.ppf(ENDS[::-1], levels - 1) / (levels - 1)
         variance, low, high = np.maximum([between - sampling, *(between / ends - sampling)], 0.0)
         rows.append((factor, levels, variance, sqrt(variance), low, high))
