@@ -83,7 +83,7 @@ class Stage:
         KitError if the cache cannot be written."""
         if self.finished:
             return self.folder
-        if launched("RANK", 0):  # of several processes that train together, the first one writes
+        if launched("WORLD_SIZE", 1) > 1 and launched("RANK", 0):  # of processes that train together, the first writes
             with tempfile.TemporaryDirectory() as unused:
                 self.make(Path(unused))
             while not self.finished:
@@ -181,6 +181,8 @@ def replacing(folder: Path) -> Iterator[Path]:
             raise
         raise KitError(f"cannot write {folder} ({error.strerror}): free space, or set MLLMU_NB_OUT") from None
     finally:
+        if old.exists() and not folder.exists():  # the last rename failed
+            os.replace(old, folder)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
 
@@ -354,7 +356,7 @@ def _source(path: Path, module: str) -> tuple[list[str], str]:
 
 
 def _parsed(text: str, module: str) -> tuple[list[str], str]:
-    """The names that some code of ``module`` imports, each of which may be a module, and the dump of its syntax tree,
+    """The names that some code of ``module`` imports, each of which may be a module, and the text of its syntax tree,
     without docstrings and ``if TYPE_CHECKING`` blocks."""
     tree, names, path = ast.parse(text), dict[str, None](), _path(module)
     package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
@@ -368,7 +370,18 @@ def _parsed(text: str, module: str) -> tuple[list[str], str]:
         elif isinstance(node, ast.ImportFrom):
             origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names |= dict.fromkeys([origin, *(f"{origin}.{alias.name}" for alias in node.names)])
-    return list(names), ast.dump(tree)
+    return list(names), _tree(tree)
+
+
+def _tree(node: Any) -> str:
+    """A syntax tree as text. Empty fields are left out, so that it is the same in every version of Python, which
+    ``ast.dump`` and ``ast.unparse`` are not."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_tree, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [f"{name}={_tree(value)}" for name, value in ast.iter_fields(node) if value is not None and value != []]
+    return f"{type(node).__name__}({', '.join(fields)})"
 
 
 def _place(module: str) -> Path | None:

@@ -337,5 +337,14 @@ def test_git_leaves_out_a_users_own_runs_and_keeps_the_reference(place):
     assert asked.stdout.split() == [own]
 
 
+def test_git_leaves_the_bytes_of_hashed_files_on_every_system():
+    """With core.autocrlf, as on Windows, it would change the ends of lines."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout of git")
+    files = ["results/reference/runs/x/train.json", "mllmu_nb/assets/llava-miniature/config.json"]
+    asked = subprocess.run(["git", "check-attr", "text", *files], cwd=ROOT, capture_output=True, text=True)
+    assert asked.stdout.splitlines() == [f"{file}: text: unset" for file in files]
+
+
 def test_tests_write_outside_the_checkout():
     assert not Path(os.environ["MLLMU_NB_OUT"]).resolve().is_relative_to(ROOT)

@@ -2,9 +2,11 @@
 
 import getpass
 import importlib
+import inspect
 import json
 import linecache
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -143,6 +145,30 @@ def test_a_folder_that_is_named_otherwise_gives_way_to_one_of_another_key(out):
         assert demo(inputs, str(inputs), calls, at=place).get() == place
     assert calls == ["{'lr': 0.1}", "{'lr': 0.2}"] and (place / "file").read_text() == "{'lr': 0.2}"
     assert [path.name for path in place.parent.iterdir()] == ["a"], "nothing lies beside finished folders"
+
+
+def test_a_finished_folder_stays_if_the_new_one_cannot_take_its_place(out, monkeypatch):
+    """As on Windows, where a program may hold the new folder."""
+    place = demo({"lr": 0.1}, "earlier", at=out / "runs" / "a").get()
+    replace = os.replace
+
+    def held(source, target):
+        if Path(source).name.endswith("~new"):
+            raise PermissionError(13, "in use", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", held)
+    with pytest.raises(KitError, match="cannot write .*in use"):
+        demo({"lr": 0.2}, "new", at=place).get()
+    assert (place / "file").read_text() == "earlier" and demo({"lr": 0.1}, at=place).finished
+
+
+def test_a_rank_without_other_processes_waits_for_nobody(monkeypatch):
+    """Some clusters set RANK for every job."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: pytest.fail("made to be thrown away, then waited"))
+    assert (demo({}).get() / "file").read_text() == "one"
 
 
 def test_a_stage_that_fails_leaves_nothing(out):
@@ -356,6 +382,34 @@ def test_what_lies_beside_the_file_of_an_extension_counts(beside, where, counts,
 def closure(stage: Stage) -> set[str]:
     """Return the modules whose code is in a stage's key."""
     return {name.removeprefix("mllmu_nb.") for name in code_of(stage.make, *stage.uses) if ":" not in name}
+
+
+def test_a_syntax_tree_has_one_text_in_every_version_of_python():
+    """``ast.dump`` prints empty fields in some versions, and ``ast.unparse`` chooses other quotes."""
+    text = "def f(x): return f\"{x['a']}\""
+    assert stages._parsed(text, "x")[1] == (
+        "Module(body=[FunctionDef(name='f', args=arguments(args=[arg(arg='x')]), body=[Return(value=JoinedStr(values=["
+        "FormattedValue(value=Subscript(value=Name(id='x', ctx=Load()), slice=Constant(value='a'), ctx=Load()), "
+        "conversion=-1)]))])])"
+    )
+
+
+@pytest.mark.parametrize("minor", [minor for minor in (11, 12, 13, 14) if minor != sys.version_info[1]])
+def test_another_python_finds_the_code_of_a_stage_unchanged(minor):
+    """With the functions that read it alone, since only one Python has torch."""
+    modules = closure(pipeline.unlearned(Config(method="ga", modality="multimodal")))
+    files = sorted(str(stages._path(f"mllmu_nb.{name}")) for name in modules)
+    code = "import ast, importlib.util, pathlib, sys\nfrom typing import Any\n_path = lambda name: None\n"
+    code += inspect.getsource(stages._parsed) + inspect.getsource(stages._tree)
+    code += (
+        "for file in sys.argv[1:]:\n    print(ascii(_parsed(pathlib.Path(file).read_text(encoding='utf-8'), 'x')))\n"
+    )
+    said = []
+    for python in (sys.executable, f"python3.{minor}"):
+        if not shutil.which(python) or subprocess.run([python, "-c", ""], capture_output=True).returncode:
+            pytest.skip(f"there is no {python}")
+        said.append(subprocess.run([python, "-c", code, *files], capture_output=True, text=True, check=True).stdout)
+    assert len(files) > 20 and said[0] == said[1]
 
 
 def test_vanilla_hangs_on_all_that_teaches_it_and_on_nothing_else():
