@@ -26,6 +26,7 @@ from mllmu_nb import inputs, pipeline
 from mllmu_nb.batches import finetuning_steps, steps_of
 from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn
+from mllmu_nb.data.schema import LETTERS
 from mllmu_nb.evaluation import path
 from mllmu_nb.evaluation.tasks import TOKENS, UPSTREAM_TOKENS
 from mllmu_nb.models import adapters, families
@@ -251,12 +252,16 @@ class Estimate:
         Worked examples are read once for all, a picture once per batch. To write a token also takes the time of reading
         all weights. Every answer has its greatest length."""
         precision, size = config.eval_precision or "fp32", pipeline.asked_at_once(config)
-        upstream = config.protocol == "upstream" and kinds is not ASKED_ON_PATH
+        on_path = kinds is ASKED_ON_PATH
+        if on_path:  # asked in the middle of a training
+            precision, size = config.unlearning.precision, pipeline.asked_at_once(config, pipeline.PATH_BATCH)
+        upstream = config.protocol == "upstream" and not on_path
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
         picture = self.family.parts(config.protocol) * (self.reading(True) - self.reading(False))
         for name, count in people.items():
             for kind in kinds:
                 each, most, length = ASKED[kind]
+                each *= len(LETTERS) if kind == "letter" and config.cyclic else 1
                 examples = 0 if name == "celebrity" and upstream else min(config.shots, most)
                 # an answer by letter ends at its first character that is not blank
                 longest = UPSTREAM_TOKENS if upstream else TOKENS[config.scale].get(kind)
@@ -332,13 +337,9 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
     and a reference's log-probabilities are not counted."""
     spent: dict[tuple, float] = {}  # seconds
     for config in configs:
-        names = ["oracle"] if config.method == "oracle" else ["vanilla"]
-        if config.method in ("base", YOURS) or config.vanilla_path and config.method != "oracle":
-            names = []
         if config.trains:
-            names += filter(None, [config.objective.other_reference])
             spent["unlearned", config.run_id] = _unlearning(config, estimate, rate)
-        for name in names:
+        for name in finetuned_for(config):
             forgotten = () if name == "vanilla" else FORGOTTEN
             key = config.hash_of((*TAUGHT, *forgotten)), repr(config.training)
             spent[name, *key] = _teaching(config, name, estimate, rate)
@@ -347,6 +348,15 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
     for (name, *_), seconds in spent.items():
         stages[name].append(seconds / 3600)
     return {name: (len(each), sum(each)) for name, each in stages.items()}
+
+
+def finetuned_for(config: Config) -> list[str]:
+    """The models that a run needs and that are fine-tuned here: vanilla, the oracle, or upstream's reference."""
+    if config.method == "oracle":
+        return ["oracle"]
+    given = config.method in ("base", YOURS) or config.vanilla_path
+    other = config.objective.other_reference if config.trains else None
+    return [name for name in (None if given else "vanilla", other) if name]
 
 
 def _teaching(config: Config, name: str, estimate: Estimate, rate: Rates) -> float:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import inputs, pinning, prediction, provenance
+from mllmu_nb import inputs, paths, pinning, prediction, provenance, stages
 from mllmu_nb.commands import doctor
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -127,10 +127,27 @@ def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, 
     assert device.verdict == "problem" and "the 7B models need a GPU" in device.advice
 
 
+@pytest.mark.parametrize("count, at_once", [(2, 2), (5, 3)])
+def test_the_memory_of_a_sweep_is_that_of_the_runs_that_it_makes_at_once(monkeypatch, count, at_once):
+    monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: {"answers": {"weights": 1.0}})
+    text = doctor.memory([Config(replicate=number) for number in range(count)]).text
+    assert text.startswith(
+        f"about {at_once}.0 GiB needed for answers in {at_once} runs at once (weights {at_once}.0); "
+    )
+
+
 def test_the_advice_for_too_little_memory_names_parameters(monkeypatch):
     monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: {"answers": {"weights": 1e6}})
     named = doctor.memory([PAPER]).advice.partition(", or set ")[2].split(", ")
     assert len(named) > 3 and set(named) <= set(Config.model_fields)
+
+
+def test_a_vanilla_model_that_is_given_needs_no_memory_for_its_fine_tuning(monkeypatch):
+    estimate = SimpleNamespace(answering=lambda *given: {"weights": 1.0}, training=lambda *given: {"weights": 9.0})
+    monkeypatch.setattr(doctor, "estimate", lambda base: estimate)
+    given = PAPER.but(vanilla_path="a/b")
+    assert list(doctor.memory_of_stages([given])) == ["answers"]
+    assert list(doctor.memory_of_stages([given.but(method="oracle")])) == ["answers", "fine-tuning"]
 
 
 @pytest.mark.parametrize(
@@ -223,6 +240,20 @@ def test_every_base_of_the_grid_is_looked_at(tmp_path):
     configs[1] = Config(**{**SMALL, "scale": "paper", "base_model": "idefics2", "base_path": str(tmp_path)})
     with pytest.raises(KitError, match="config.json"):
         doctor.model(configs)
+
+
+def test_what_a_sweep_refuses_at_once_is_a_problem(tmp_path, monkeypatch, capsys):
+    """A damaged run beside the grid, and a method without one notebook."""
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(json.dumps({**SMALL, "grid": {"method": ["vanilla"]}}))
+    other = inputs.run_folder(Config(people=30))
+    other.mkdir(parents=True)
+    (other / stages.RECORD).write_text("{}")
+    assert door.main(["doctor", str(grid)]) == 1
+    assert f"problem  model     a file of the run in {other} was changed or cut off: make" in capsys.readouterr().out
+    monkeypatch.setattr(paths, "notebooks", lambda: tmp_path)
+    assert door.main(["doctor", str(grid)]) == 1
+    assert "problem  model     there must be one notebook for method 'vanilla', not 0: " in capsys.readouterr().out
 
 
 def test_a_base_that_does_not_come_with_the_kit_or_is_nowhere_is_a_problem():

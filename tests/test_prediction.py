@@ -222,6 +222,36 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
     assert 4 < stages["vanilla"][1] / released["retain_epoch"][1] and released["retain_epoch"][0] == 1
 
 
+def test_points_of_a_path_are_asked_in_the_precision_of_training_and_in_their_own_batches():
+    """Only the time of reading the weights counts here: once for each of the 50 tokens of an answer, batch by batch."""
+    estimate = Estimate(model_of().config, eager=False)
+
+    def seconds(**given):
+        config = PAPER.but(method="ga", modality="unimodal", **given)
+        # 10 people × 2 questions × 2 views
+        return estimate.asking(config, {"forget": 10}, prediction.ASKED_ON_PATH, lambda p: Rate(float("inf"), 1e12))
+
+    token = estimate.parameters / 1e12  # seconds to read a byte of each weight
+    assert seconds(precision="bf16") == pytest.approx(10 * 50 * 2 * token)  # 4 at once: 10 batches
+    assert seconds(precision="fp32") == pytest.approx(10 * 50 * 4 * token)
+    assert seconds(precision="bf16", eval_precision="fp32") == seconds(precision="bf16")
+    assert seconds(precision="bf16", eval_batch=20) == pytest.approx(2 * 50 * 2 * token)
+
+
+def test_letters_in_all_four_orders_are_asked_four_times():
+    """Two tokens for each letter, as in the test above; 4 people × 5 questions, 8 at once."""
+    estimate = Estimate(model_of().config, eager=False)
+
+    def seconds(kinds, **given):
+        config = PAPER.but(eval_precision="bf16", **given)
+        return estimate.asking(config, {"retain": 4}, kinds, lambda precision: Rate(float("inf"), 1e12))
+
+    token = 2 * estimate.parameters / 1e12
+    assert seconds(["letter"]) == pytest.approx(2 * 3 * 2 * token)
+    assert seconds(["letter"], cyclic=True) == pytest.approx(2 * 10 * 2 * token)
+    assert seconds(["cloze"], cyclic=True) == seconds(["cloze"])
+
+
 @pytest.mark.slow
 def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     script = Path(__file__).parents[1] / "benchmarks" / "gpu_check.py"

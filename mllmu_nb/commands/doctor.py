@@ -100,19 +100,23 @@ def device(configs: Configs) -> Result:
 
 
 def memory(configs: Configs) -> Result:
-    """Compare the memory with the need of the most demanding run."""
+    """Compare the memory with the need of the most demanding run, times the runs that a sweep makes at once."""
     gpu = torch.cuda.is_available()
     total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
         total = min(total, int(limit.read_text()))
-    needs = memory_of_stages(configs)
+    at_once = min(len(configs), *(sweep.JOBS[config.scale] for config in configs))
+    each = memory_of_stages(configs).items()
+    needs = {stage: {what: at_once * size for what, size in need.items()} for stage, need in each}
     stage, need = max(needs.items(), key=lambda one: sum(one[1].values()))
     share, listed = sum(need.values()) * GIB / total, ", ".join(f"{what} {size:.1f}" for what, size in need.items())
-    text = f"about {sum(need.values()):.1f} GiB needed for {stage} ({listed}); {total / GIB:.1f} GiB available"
+    runs = f" in {at_once} runs at once" if at_once > 1 else ""
+    text = f"about {sum(need.values()):.1f} GiB needed for {stage}{runs} ({listed}); {total / GIB:.1f} GiB available"
     if others := [f"{name} {sum(one.values()):.1f}" for name, one in needs.items() if name != stage]:
         text += f"; the other stages need {', '.join(others)}"
-    advice = "take a device with more, or set checkpointing, precision, micro_batch, quantise_base, eval_batch, shots"
+    advice = "take a device with more, sweep with fewer --jobs, or set checkpointing, precision, micro_batch, "
+    advice += "quantise_base, eval_batch, shots"
     return Result(OK, text) if share <= TIGHT else Result(WARNING if share <= 1 else PROBLEM, text, advice)
 
 
@@ -123,7 +127,7 @@ def memory_of_stages(configs: Configs) -> dict[str, dict[str, float]]:
         model, bits = estimate(inputs.base_of(config)), bool(config.quantise_base)
         size, precision = pipeline.asked_at_once(config), config.eval_precision or "fp32"
         own = {"answers": model.answering(size, config.shots, precision, config.protocol)}
-        if config.method != "base":
+        if prediction.finetuned_for(config):
             own["fine-tuning"] = model.training(config.training, config.adaptation == "full", None, bits)
         if config.modality != "none":
             recipe, size = config.unlearning, pipeline.asked_at_once(config, pipeline.PATH_BATCH)
@@ -191,10 +195,14 @@ def people(configs: Configs) -> Result:
 
 
 def model(configs: Configs) -> Result:
-    """Check base models, worked examples and folders, as a sweep does before it starts."""
+    """Check notebooks, base models, worked examples, folders and the runs that are there, as a sweep does before it
+    starts."""
     for config in configs:
-        if not inputs.unread(config):
-            inputs.check(config)
+        sweep.notebook_for(config)
+    if here := [config for config in configs if not inputs.unread(config)]:
+        inputs.check_comparable(here)
+    for config in here:
+        inputs.check(config)
     said = [f"{len(configs)} runs, scale {configs[0].scale}, under {paths.root()}"]
     for source, family, _, revision in dict.fromkeys(map(inputs.base_of, configs)):
         folder, where = Path(source), "from the hub"
