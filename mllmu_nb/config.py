@@ -22,11 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from mllmu_nb import after as after_steps
 from mllmu_nb import unlearning
 from mllmu_nb.errors import KitError, choose, invalid
-from mllmu_nb.unlearning.base import Method, Recipe, typed
+from mllmu_nb.registry import EXTENSIONS
+from mllmu_nb.unlearning.base import REFERENCES, YOURS, Method, Recipe, typed
 
 PRESETS = Path(__file__).parent / "presets"
-REFERENCES = ("base", "vanilla", "oracle")  # models with which the unlearned ones are compared
-YOURS = "yours"  # the method of a model made elsewhere: base_path, with the adapter of adapter_path
 SEEDS = ("data_seed", "train_seed", "unlearn_seed", "shot_seed")
 PATHS = ("base_path", "vanilla_path", "adapter_path", "profiles_file", "forget_ids_file", "data_source", "draws_file")
 ON_HUB = ("base_path", "vanilla_path", "data_source")  # the paths that may be a name on the hub instead
@@ -335,7 +334,8 @@ class Config(BaseModel):
     def _complete(self) -> None:
         setting_names(self.method, self.after)  # raises KitError for an unknown method or step
         if self.variant is not None:
-            choose(f"variant of {self.method}", self.variant, unlearning.variants(self.method) or ("canonical",))
+            variants, hint = unlearning.variants(self.method), " (in a sweep, put the variant of others under grid)"
+            choose(f"variant of {self.method}", self.variant, variants or ("canonical",), "" if variants else hint)
         # a vanilla model depends on its replicate's seed alone, so all ratios and forget sets of a replicate share it
         if self.data_source:  # its people are the same with every seed
             self._set(data_seed=0)
@@ -439,7 +439,8 @@ def setting_names(method: str, after: str, variant: str | None = None) -> dict[s
     """Name → default of the hyper-parameters of a method (of all its variants, or one) and of a step after it. Raises
     KitError for an unknown method or step."""
     if isinstance(method, str):  # another type is refused elsewhere
-        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()))
+        hint = f", or name the module of your own in {EXTENSIONS}"
+        choose("method", method, (*REFERENCES, YOURS, *unlearning.names()), hint)
     if after and isinstance(after, str):
         choose("after", after, after_steps.STEPS)
     classes = unlearning.variants(method)
@@ -461,11 +462,12 @@ def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """``parameters`` with every path reduced to its last part; names on the hub stay whole."""
 
     def shown(name: str, part: str) -> str:
-        named_so = name in ON_HUB and re.fullmatch(r" *\w[\w.-]*/[\w.-]+ *", part)
-        return part if named_so and not os.path.isdir(part.strip()) else PurePath(part).name
+        named_so = name in ON_HUB and re.fullmatch(r"\w[\w.-]*/[\w.-]+", part)
+        return part if named_so and not os.path.isdir(part) else PurePath(part).name
 
     given = {name: parameters[name].split(",") for name in PATHS if parameters.get(name)}
-    return {**parameters, **{name: ",".join(shown(name, part) for part in parts) for name, parts in given.items()}}
+    reduced = {name: ",".join(shown(name, part.strip()) for part in parts) for name, parts in given.items()}
+    return {**parameters, **reduced}
 
 
 def stable_hash(value: Any) -> str:

@@ -33,14 +33,14 @@ class KitError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def choose(name: str, value: Any, known: Iterable[Any]) -> None:
-    """Raise KitError, with the nearest or the first choices, if ``value`` is not one of ``known``."""
+def choose(name: str, value: Any, known: Iterable[Any], hint: str = "") -> None:
+    """Raise KitError, with the nearest or the first choices and ``hint``, if ``value`` is not one of ``known``."""
     known = list(dict.fromkeys(known))
     if value not in known:
         near = difflib.get_close_matches(str(value), list(map(str, known)), n=1)
         more = f" and {len(known) - MOST_LISTED} more" if len(known) > MOST_LISTED else ""
         listed = f"choose one of {', '.join(map(str, known[:MOST_LISTED]))}{more}" if known else "there is none"
-        raise KitError(f"unknown {name} {value!r}: {f'did you mean {near[0]!r}?' if near else listed}")
+        raise KitError(f"unknown {name} {value!r}: {f'did you mean {near[0]!r}?' if near else listed + hint}")
 
 
 def few(names: Sequence[str]) -> str:

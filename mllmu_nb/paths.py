@@ -16,12 +16,16 @@ def checkout() -> Path:
 
 
 def root() -> Path:
-    """The folder everything is written under: the environment variable MLLMU_NB_OUT, else the checkout."""
+    """The folder everything is written under: the environment variable MLLMU_NB_OUT, else the checkout. Raises KitError
+    for a relative one."""
     named = os.environ.get(OUT)
     try:
-        return Path(named).expanduser().resolve() if named else checkout()
+        place = Path(named).expanduser() if named else checkout()
     except RuntimeError:
         raise KitError(f"{OUT}={named!r} names a home folder that does not exist: set it to another folder") from None
+    if not place.is_absolute():
+        raise KitError(f"{OUT}={named!r} would be another folder in each notebook's: set it to an absolute path")
+    return place.resolve()
 
 
 def results(scale: str) -> Path:

@@ -95,10 +95,12 @@ def replayed_conversations(seed: int) -> list[Conversation]:
 
 def unlearned(config: Config) -> Stage:
     """The stage of the adapter that ``config.method`` trains on the vanilla model, with questions of
-    ``config.modality`` alone. Raises KitError for a method that trains nothing."""
+    ``config.modality`` alone. Raises KitError for a method that trains nothing, and for a length that the
+    method does not accept."""
     if not config.trains:
         raise KitError(f"method {config.method!r} trains nothing")
     method, recipe = config.objective, config.unlearning
+    method.check_length(recipe.steps, recipe.epochs)  # before vanilla is trained
     known = inputs.population(config)
     other = finetuned(config, method.other_reference) if method.other_reference else None
     weights_precision = config.quantise_base or recipe.precision

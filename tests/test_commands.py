@@ -185,6 +185,12 @@ def test_a_home_folder_that_is_nobodys_is_named(monkeypatch, tmp_path, capsys):
     assert said.startswith("error: MLLMU_NB_OUT='~nobody-of-this-name/x' names a home folder that does not exist: set")
 
 
+def test_a_relative_output_folder_which_notebooks_would_not_find_is_refused(monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", "out")
+    with pytest.raises(KitError, match="MLLMU_NB_OUT='out' would be another folder in each notebook's"):
+        paths.root()
+
+
 def test_without_a_command_usage_is_shown():
     command = [sys.executable, "-m", "mllmu_nb"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parent)
@@ -293,14 +299,31 @@ def test_a_methods_notebook_may_lie_beside_its_file(notebooks, tmp_path, monkeyp
         ({"profiles_file": "people.jsonl"}, {"profiles_file": "HERE/people.jsonl"}),
         ({"base_path": "llava-hf/llava-1.5-7b-hf", "data_source": ""},) * 2,
         ({"data_source": "MLLMMU/MLLMU-Bench, bench"}, {"data_source": "MLLMMU/MLLMU-Bench,HERE/bench"}),
+        ({"grid": {"base_path": ["bench", "a/b"]}}, {"grid": {"base_path": ["HERE/bench", "a/b"]}}),
     ],
 )
 def test_what_lies_here_is_named_in_full_and_the_hubs_names_are_left(tmp_path, monkeypatch, given, read):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "people.jsonl").touch()
     (tmp_path / "bench").mkdir()
-    read = {name: value.replace("HERE", str(tmp_path)) for name, value in read.items()}
+    read = json.loads(json.dumps(read).replace("HERE", str(tmp_path)))
     assert sweep.read(Path(put_grid(tmp_path, given))) == read
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_run_by_papermill_has_the_name_that_a_sweep_gives_it(file):
+    """papermill passes the values of a file to a notebook as they are."""
+    by_papermill, swept = yaml.safe_load(file.read_text(encoding="utf-8")), sweep.read(file)
+    assert Config.from_notebook(by_papermill).run_id == Config.from_notebook(swept).run_id
+
+
+def test_a_folder_is_known_by_the_name_of_its_link(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data_v3").mkdir()
+    (tmp_path / "latest").symlink_to("data_v3")
+    swept = Config(**sweep.read(Path(put_grid(tmp_path, {"data_source": "latest"}))))
+    assert swept.data_source == str(tmp_path / "latest")
+    assert swept.run_id == Config(data_source="latest").run_id != Config(data_source="data_v3").run_id
 
 
 # -- the runs ---------------------------------------------------------------------------------------------------
@@ -428,19 +451,19 @@ class Pretended(sweep.Job):
     """A job that takes a moment and is noted down; it replaces papermill."""
 
     history: list = []
-    fails = False
+    fails: tuple = ()  # the methods whose notebooks fail before they have made vanilla
 
     def start(self, threads):
         self.began = time.perf_counter()
         method, place = self.config.method, self.vanilla
         self.history.append(method)
-        broken = method == "vanilla" and self.fails
+        broken = method in self.fails
 
         def work():
             time.sleep(0.5)
             self.others = list(self.history)
-            if method == "vanilla" and not broken:
-                place.mkdir(parents=True)
+            if place and not broken:
+                place.mkdir(parents=True, exist_ok=True)
 
         self.thread = threading.Thread(target=work)
         self.thread.start()
@@ -454,7 +477,7 @@ class Pretended(sweep.Job):
         return "no memory" if self.exitcode else ""
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [(), ("vanilla",)])
 def test_runs_wait_for_the_vanilla_model_they_share(tmp_path, out, monkeypatch, fails):
     monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path / "vanilla"))
     monkeypatch.setattr(Pretended, "fails", fails)
@@ -469,3 +492,38 @@ def test_runs_wait_for_the_vanilla_model_they_share(tmp_path, out, monkeypatch, 
         assert len(failed) == 2 and "ga" not in Pretended.history
     else:
         assert failed == {} and sorted(Pretended.history) == ["ga", "ga", "oracle", "vanilla"]
+
+
+@pytest.mark.parametrize("fails, tried", [(["ga"], ["ga", "npo", "kl_min"]), (["ga", "npo"], ["ga", "npo"])])
+def test_a_broken_notebook_keeps_no_other_method_from_making_vanilla(tmp_path, out, monkeypatch, fails, tried):
+    """After a second one it is the vanilla model that cannot be made."""
+    monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path / "vanilla"))
+    monkeypatch.setattr(Pretended, "fails", fails)
+    monkeypatch.setattr(Pretended, "history", [])
+    configs = sweep.cells({"grid": {"method": ["ga", "npo", "kl_min"], "modality": ["unimodal"]}})
+    failed = sweep.execute([Pretended(config, Path("x.ipynb")) for config in configs], 3)
+    assert Pretended.history == tried
+    lost = [reason for reason in failed.values() if reason.startswith("not tried")]
+    assert len(failed) - len(lost) == len(fails) and len(lost) == 3 - len(tried)
+
+
+# -- beyond one machine -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content, given, ratios, replicates",
+    [
+        (CONFIGS / "miniature-replicates.yaml", {}, {10}, set(range(10))),
+        (CONFIGS / "paper-llava.yaml", {}, {5, 10, 15}, {0}),
+        ({"people": 20, "forget_ratio": 30, "replicate": 1, "grid": None}, {}, {30}, {1}),
+        ({"people": 20, "grid": None}, {"ratios": 10, "replicates": "0,1"}, {10}, {0, 1}),
+    ],
+)
+def test_the_snakefile_plans_what_the_file_says_or_what_is_given(tmp_path, out, content, given, ratios, replicates):
+    """Its Python, up to the rules, which only snakemake reads."""
+    place = content if isinstance(content, Path) else put_grid(tmp_path, content)
+    head = (CONFIGS.parent / "workflow" / "Snakefile").read_text().partition("\nRUNS = ")[0]
+    exec(head, space := {"config": given})
+    planned = space["runs"](place)
+    assert {config.forget_ratio for config in planned} == ratios
+    assert {config.replicate for config in planned} == replicates

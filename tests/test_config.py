@@ -65,7 +65,11 @@ def config_of(**parameters):
         ({"forget_ids_file": "x.json"}, "forget_ids_file names people of a profiles_file: give that as well"),
         ({"eos": "no"}, "eos must be True or False, not the text 'no'"),
         ({"method": False}, "method must be text, not False (in YAML put yes and no in quotes)"),
-        ({"variant": "upstream"}, "unknown variant of vanilla 'upstream': choose one of canonical"),
+        (
+            {"variant": "upstream"},
+            "unknown variant of vanilla 'upstream': choose one of canonical "
+            "(in a sweep, put the variant of others under grid)",
+        ),
         ({"data_revision": "4f2a"}, "data_revision says which data of a data_source to read: give that as well"),
         (
             {"data_source": "here", "profiles_file": "x.jsonl"},
@@ -145,6 +149,7 @@ def test_an_unknown_method_names_the_known_ones():
     message = str(error.value)
     assert message.startswith("unknown method 'xyz': choose one of base, vanilla, oracle, ")
     assert all(name in message for name in ("ga", "kl_min", "npo", "prompting")) and "\n" not in message
+    assert message.endswith(", or name the module of your own in MLLMU_NB_EXTENSIONS")
     with pytest.raises(KitError, match="unknown method 'grad_dif': did you mean 'grad_diff'"):
         Config(method="grad_dif")
     with pytest.raises(KitError, match="unknown parameter 'alpha': choose one of "):

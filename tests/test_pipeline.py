@@ -178,6 +178,14 @@ def test_vanilla_depends_on_what_is_taught_and_how_and_on_nothing_else(config):
     assert key not in {pipeline.finetuned(config.but(**changes)).key for changes in other}
 
 
+def test_a_length_that_the_method_does_not_accept_is_refused_before_vanilla_is_trained(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))
+    passes = {"method": "grad_diff", "variant": "upstream", "unlearn_epochs": None, "unlearn_steps": 20}
+    with pytest.raises(KitError, match=r"grad_diff \(upstream\) walks through whole epochs: 20 steps are not one"):
+        pipeline.run(config.but(modality="unimodal", **passes))
+    assert not pipeline.finetuned(config).finished
+
+
 def test_where_the_evaluation_reaches_a_training_its_questions_are_in_the_key(config, monkeypatch):
     """The path also asks about celebrities; exams, if their share is not 0, leave out what evaluation asks."""
     assert pipeline.unlearned(config.but(**GA)).key != pipeline.unlearned(config.but(**GA, celebrities=4)).key

@@ -620,7 +620,7 @@ def test_the_method_of_notebook_17_is_kept_as_a_file_and_swept(tmp_path):
     values = {name: yaml.safe_load(value) for name, value in small.items()}
     values["grid"] = {"method": ["hinge"], "modality": ["multimodal"], "target": [1.5, 2.5]}
     (tmp_path / "my_grid.yaml").write_text(yaml.safe_dump(values))
-    environment = {**os.environ, "MLLMU_NB_OUT": "out", "PYTHONPATH": f".{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "MLLMU_NB_OUT": str(tmp_path / "out"), "PYTHONPATH": f".{os.pathsep}{ROOT}"}
     environment |= {registry.EXTENSIONS: "hinge"}
     command = [sys.executable, "-m", "mllmu_nb", "sweep", "my_grid.yaml"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)

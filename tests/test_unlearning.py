@@ -343,6 +343,10 @@ def registered(monkeypatch):
             "recipes of odd must be Recipes by scale, {'miniature': Recipe(..)}: 'me'",
         ),
         ({"name": "ga"}, "method ga canonical is registered already, by mllmu_nb.unlearning.ga"),
+        *(
+            ({"name": name}, f"'{name}' names a model that is not unlearned: give Odd another name")
+            for name in ("base", "vanilla", "oracle", "yours")
+        ),
         (
             {"name": "odd", "reference_model": "gpt"},
             "unknown reference_model of odd 'gpt': choose one of vanilla, retain_epoch",

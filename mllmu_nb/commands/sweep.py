@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,14 +136,24 @@ def read(path: Path) -> dict[str, Any]:
         raise KitError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise KitError(f"{path} must contain parameters, one 'name: value' per line")
-    # Notebooks run in their own folder, so paths are absolute.
-    return content | {name: absolute(content[name]) for name in PATHS if isinstance(content.get(name), str)}
+    axes = content.get(GRID)
+    return in_full(content) | ({GRID: in_full(axes)} if isinstance(axes, dict) else {})
 
 
-def absolute(value: str) -> str:
-    """One or several paths (with commas between) as absolute paths; one that does not exist (a hub name) stays."""
+def in_full(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with absolute paths, because notebooks run in their own folder."""
+    return {**parameters, **{name: absolute(parameters[name]) for name in PATHS if name in parameters}}
+
+
+def absolute(value: Any) -> Any:
+    """One or several paths (with commas between) as absolute paths, or a list of these; one that does not exist (a hub
+    name) stays, and so does what is no text."""
+    if isinstance(value, list):
+        return [absolute(one) for one in value]
+    if not isinstance(value, str):
+        return value
     entries = [entry.strip() for entry in ([value] if os.path.exists(value) else value.split(","))]
-    named = ",".join(str(Path(entry).resolve()) if entry and os.path.exists(entry) else entry for entry in entries)
+    named = ",".join(os.path.abspath(entry) if entry and os.path.exists(entry) else entry for entry in entries)
     return named or value  # blanks are refused when parameters are checked
 
 
@@ -288,6 +299,7 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
     """Run all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
     threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
     failed: dict[str, str] = {}
+    tried: Counter[Path] = Counter()  # the failed attempts to make a vanilla model
     try:
         while waiting or running:
             for job in [job for job in running if job.process.exitcode is not None]:
@@ -298,7 +310,11 @@ def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
                 if problem:
                     shown = job.executed if job.executed.exists() else job.log
                     failed[job.config.run_id] = f"{problem} (see {shown})"
-                if problem and job.vanilla and not job.vanilla.is_dir():
+                if not problem or not job.vanilla or job.vanilla.is_dir():
+                    continue
+                tried[job.vanilla] += 1
+                # another method's notebook may have failed before it came to vanilla
+                if job.config.method == "vanilla" or tried[job.vanilla] > 1:
                     lost = [other for other in waiting if other.vanilla == job.vanilla]
                     waiting = [other for other in waiting if other not in lost]
                     reason = "not tried, since the vanilla model it starts from could not be made"

@@ -22,6 +22,8 @@ __all__ = ["IGNORE", "METHODS", "Method", "Needs", "Recipe", "ReferenceLogProbs"
 __all__ += ["mean_kl", "names", "register", "summed_kl", "variants", "with_answers"]
 
 IGNORE = -100  # the label of a position that is not supervised
+REFERENCES = ("base", "vanilla", "oracle")  # models with which the unlearned ones are compared
+YOURS = "yours"  # the method of a model made elsewhere: base_path, with the adapter of adapter_path
 # Sources of the recipes of the methods here.
 RULE = "searched on the miniature, on people of other data seeds, by the rule of tools/settings.py"
 RELEASED = "MLLMU-Bench's code and README"
@@ -308,6 +310,8 @@ def register(method: type[Method]) -> type[Method]:
         value = getattr(method, name)
         if not isinstance(value, str) or not re.fullmatch(form, value):
             raise KitError(f"the unlearning method {method.__name__} needs a {name}, {meaning}, not {value!r:.60}")
+    if method.name in (*REFERENCES, YOURS):
+        raise KitError(f"{method.name!r} names a model that is not unlearned: give {method.__name__} another name")
     recipes = method.recipes
     if not isinstance(recipes, Mapping) or not all(isinstance(one, Recipe) for one in recipes.values()):
         raise KitError(
