@@ -67,7 +67,9 @@ def test_health_that_nobody_can_tell_is_no_number(references):
 
 def test_one_point_is_one_point():
     assert card._points({"value": -0.012, "low": -0.02, "high": -0.001}) == "lost 1 point [0, 2]"
-    assert card._points({"value": 0.0, "low": -0.02, "high": 0.01}) == "shows no change (+0 points [-2, 1])"
+    for value in (0.0, -0.002):
+        assert card._points({"value": value, "low": -0.02, "high": 0.01}) == "shows no change (+0 points [-2, 1])"
+    assert card._points({"value": -0.003, "low": -0.004, "high": -0.001}) == "lost 0 points [0, 0]"
 
 
 def test_a_collapsed_model_is_called_one(references):

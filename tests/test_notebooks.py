@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import io
 import json
 import re
 import subprocess
@@ -14,12 +15,14 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from fake_runs import make
 from test_pinning import reason_to_skip as other_bits
 
-from mllmu_nb import paths, pinning
+from mllmu_nb import paths, pinning, pipeline
 from mllmu_nb.commands.sweep import notebook_for
 from mllmu_nb.config import REFERENCES, Config
-from mllmu_nb.reporting import show
+from mllmu_nb.reporting import noise, show
+from mllmu_nb.reporting.runs import Scores
 from mllmu_nb.unlearning import names, variants
 
 CONFIGS = paths.checkout() / "configs"
@@ -321,6 +324,60 @@ FORMS = [
     ("06_npo", {"variant": "retain", "unlearn_steps": 3}),
     ("07_prompting", {"protocol": "upstream"}),
 ]
+
+
+def executed(name, **then):
+    """Execute the code cells of a notebook. ``then``: id of a cell → variables that are set after it."""
+    cells = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4).cells
+    space: dict = {}
+    for cell in (one for one in cells if one.cell_type == "code"):
+        exec(compile(cell.source, cell["id"], "exec"), space)
+        space |= then.get(cell["id"], {})
+    return space
+
+
+TABLES = {
+    "method,accuracy,people\nOurs,60,300\nTheirs,40,300\n": "Ours and Theirs, accuracy: 300 people, 5 questions each",
+    "method,forget accuracy,people\nA,52,1000\nB,40,1000\n": "A and B, forget accuracy: 1000 people",
+    "method,forget accuracy\nA,52\nB,40\n": "A and B, forget accuracy: 49 people",
+    "method,accuracy\nA,52\nB,40\n": "accuracy: nothing can be said",
+    "method,accuracy,people,sd\nA,52,49,9\nB,40,49,9\n": "accuracy: 1 of 1 gaps exceed the noise",
+}
+
+
+@pytest.mark.parametrize("pasted", TABLES)
+def test_the_audit_takes_any_table(pasted, capsys):
+    executed("19_audit", table={"table": noise.read(io.StringIO(pasted))})
+    assert TABLES[pasted] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", ["clean", "upstream"])
+@pytest.mark.parametrize("method", ["ga", "grad_diff", "kl_min", "npo"])
+def test_every_racer_can_run_the_length_of_the_race(protocol, method):
+    source = "".join(cell.source for cell in code_cells(nbformat.read(paths.notebooks() / "18_race.ipynb", 4)))
+    [line] = re.findall(r"runner = config\.but\(.*\)", source)
+    config = Config(method="ga", modality="multimodal", protocol=protocol)
+    exec(line, space := {"config": config, "name": method, "LENGTH": 200, "RATE": 5e-4})
+    pipeline.unlearned(space["runner"])  # it takes this length
+    assert not space["runner"].objective.other_reference, "the race has no second reference"
+
+
+def test_the_form_of_notebook_16_holds_every_preset_length():
+    source = (paths.notebooks() / "16_ask.ipynb").read_text()
+    lengths = [Config(method="grad_diff", modality=how).unlearning.steps for how in ("multimodal", "unimodal")]
+    assert int(re.search(r"BoundedIntText\(.*max=([\d_]+)", source)[1]) >= max(lengths) > 200
+
+
+def test_the_cell_by_hand_of_notebook_09_is_of_one_setting_of_a_grid(capsys):
+    runs = [make(method, draw=draw) for method in ("vanilla", "oracle") for draw in range(2)]
+    for rate, right in ((0.001, None), (0.004, lambda asked: False)):
+        runs += [make("ga", right, modality="multimodal", draw=draw, unlearn_lr=rate) for draw in range(2)]
+    cells = {cell["id"]: cell.source for cell in nbformat.read(paths.notebooks() / "09_tables.ipynb", 4).cells}
+    space = {"known": Scores.of(runs)}
+    for name in ("imports", "gap-hand"):
+        exec(compile(cells[name], name, "exec"), space)
+    assert space["gap"] == pytest.approx(space["one"]["value"]) and len(space["units"]) == 2
+    assert "unlearn_lr" in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

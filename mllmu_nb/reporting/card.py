@@ -85,12 +85,12 @@ def _closed(known: pd.DataFrame, change: Mapping) -> str:
 
 
 def _points(cell: Mapping) -> str:
-    low, value, high = (100 * cell[name] for name in ("low", "value", "high"))
-    points = "point" if f"{abs(value):.0f}" == "1" else "points"
-    if low <= 0 <= high:
+    low, value, high = (round(100 * cell[name], 0) + 0.0 for name in ("low", "value", "high"))  # no -0
+    points = "point" if abs(value) == 1 else "points"
+    if cell["low"] <= 0 <= cell["high"]:
         return f"shows no change ({value:+.0f} {points} [{low:.0f}, {high:.0f}])"
-    if value < 0:
-        return f"lost {-value:.0f} {points} [{-high:.0f}, {-low:.0f}]"
+    if cell["value"] < 0:
+        return f"lost {abs(value):.0f} {points} [{abs(high):.0f}, {abs(low):.0f}]"
     return f"gained {value:.0f} {points} [{low:.0f}, {high:.0f}]"
 
 
