@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 import readme
 from mllmu_nb import paths
 from mllmu_nb.config import Config
-from mllmu_nb.reporting import grid, plots, report
+from mllmu_nb.reporting import card, grid, plots, report
+from mllmu_nb.reporting.beside import Beside
 from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import Scores, items_of, made_of, read_run
 from mllmu_nb.scoring import health, path
@@ -133,6 +134,26 @@ def test_tables_and_readme_are_what_the_code_makes_of_the_committed_runs(tmp_pat
         assert sentence in " ".join(text.split())
     text = (paths.checkout() / "README.md").read_text().replace("\\", "")
     assert numbers_of_steps(clean)[1] in " ".join(text.split())
+
+
+MODELS = {
+    "03_ga": "ga",
+    "04_grad_diff": "grad_diff",
+    "05_kl_min": "kl_min",
+    "06_npo": "npo",
+    "07_prompting": "prompting",
+}
+
+
+@pytest.mark.parametrize("name", [*MODELS, "12_your_model"])
+def test_what_a_notebook_concludes_is_what_the_reference_shows(name):
+    """The stored output of a notebook that makes runs, compared with the committed runs of these parameters."""
+    method = MODELS.get(name, "kl_min")  # notebook 12 makes this one where no model is given
+    modality = "none" if method == "prompting" else "multimodal"
+    configs = [Config(method=method, modality=modality), *(Config(method=one) for one in ("vanilla", "oracle"))]
+    runs = [read_run(paths.runs(paths.reference()) / config.run_id) for config in configs]
+    said = card.verdict(Beside.among(runs[0], runs)).removeprefix(runs[0].label)
+    assert said in "".join(outputs(paths.notebooks() / f"{name}.ipynb"))
 
 
 def least_and_most(numbers: dict[str, str]) -> str:
