@@ -395,7 +395,7 @@ def test_what_is_said_of_more_points_and_of_worked_examples_is_so_in_the_tables(
     assert (
         f"they kept {few} to {most} points more in five replicates; three of four intervals of this include 0" in SAID
     )
-    assert f"GA and NPO kept {few} to {most} points more, and most intervals of this include 0" in SCORING
+    assert f"they kept {few} to {most} points more, and most intervals of this include 0" in SCORING
     assert ((more["change_low"] <= 0) & (more["change_high"] >= 0)).tolist().count(True) == 3 and len(more) == 4
     assert (kept["change_n_replicates"] == 5).all()
     cost = pd.read_csv(ROOT / "benchmarks" / "shots.csv").set_index(["task", "set", "view"])

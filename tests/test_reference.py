@@ -172,7 +172,7 @@ def numbers_of_steps(clean: Scores) -> tuple[str, str]:
     for row in edges[edges["times"] == min(path.NEARBY)].to_dict("records"):
         higher[clean.named(tuple(row[name] for name in MODEL))] = number_text(row).replace(" [", " points [")
     return (
-        f"the methods close {least_and_most(closed)} on average with them",
+        f"the methods close on average {least_and_most(closed)} of the gap with these settings",
         f"With a fifth fewer steps the score on Forget would be {least_and_most(higher)} higher",
     )
 
