@@ -64,6 +64,7 @@ def models(configs):
     [
         ("forget_ratio: 10\nmethod: gaa\n", "unknown method 'gaa': did you mean 'ga'?"),
         ("forgetratio: 10\n", "unknown parameter 'forgetratio': did you mean 'forget_ratio'?"),
+        ("grid: {method: [npo], modality: [unimodal], variant: [retian]}\n", "unknown variant 'retian': did you mean"),
         ("grid: {metod: [ga]}\n", "unknown parameter 'metod': did you mean 'method'?"),
         ("grid: {method: [npo], modality: [unimodal], bta: [1.0]}\n", "unknown parameter 'bta': did you mean 'beta'?"),
         ("grid: {method: [ga, vanilla], beta: [1.0]}\n", "unknown parameter 'beta'"),

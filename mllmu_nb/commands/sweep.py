@@ -22,7 +22,7 @@ import yaml
 from mllmu_nb import inputs, paths, pipeline, unlearning
 from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.processes import launched
 from mllmu_nb.reporting.runs import MODEL, label
 from mllmu_nb.stages import read_json
@@ -179,6 +179,10 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     hyper_parameters = {name for one in combinations for name in hyper_parameters_of(one)}
     check_names([*fixed, *axes], hyper_parameters)
+    # a variant is combined only with the methods that have it, so one that none has would be left out silently
+    known = {name for one in combinations for name in unlearning.variants(one.get("method", "vanilla"))}
+    for variant in filter(None, axes.get("variant", ())):
+        choose("variant", variant, ["canonical", *sorted(known)])
     configs: dict[str, Config] = {}
     for one in combinations:
         config = Config.from_parameters(fitting(one, {*axes, *hyper_parameters}))
