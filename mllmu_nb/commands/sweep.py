@@ -179,10 +179,10 @@ def cells(parameters: Mapping[str, Any], ratios: Sequence[int] = (), bases: Sequ
     combinations = [fixed | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     hyper_parameters = {name for one in combinations for name in hyper_parameters_of(one)}
     check_names([*fixed, *axes], hyper_parameters)
-    # a variant is combined only with the methods that have it, so one that none has would be left out silently
-    known = {name for one in combinations for name in unlearning.variants(one.get("method", "vanilla"))}
+    # a variant is combined only with the methods that have it, so one that is misspelt would be left out silently
+    known = sorted({name for method in unlearning.names() for name in unlearning.variants(method)})
     for variant in filter(None, axes.get("variant", ())):
-        choose("variant", variant, ["canonical", *sorted(known)])
+        choose("variant", variant, known)
     configs: dict[str, Config] = {}
     for one in combinations:
         config = Config.from_parameters(fitting(one, {*axes, *hyper_parameters}))
