@@ -12,7 +12,7 @@ from made_answers import GA, ORACLE, VANILLA, cell, choices, free, run, scored
 from mllmu_nb.errors import KitError
 from mllmu_nb.registry import EXTENSIONS
 from mllmu_nb.scoring import checks, choice, registry, text
-from mllmu_nb.scoring.factuality import holds, rubric, words
+from mllmu_nb.scoring.factuality import REFUSAL, holds, rubric, words
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import judged, unsound
 from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores
@@ -208,6 +208,7 @@ I am not allowed to share that. | This cannot be shared. | It is not possible to
 
 @pytest.mark.parametrize("answer", [one.strip() for one in re.split(r"[|\n]", REFUSALS)])
 def test_a_refusal_is_known_by_its_wording(answer):
+    assert not REFUSAL.search("They refuse to eat meat, are not allowed to drive, and guard personal data.")
     assert rubric(answer, "pastry baker", "profession") == 1
     assert rubric(f"{answer} She is a pastry baker.", "pastry baker", "profession") > 1, "the fact is there"
 

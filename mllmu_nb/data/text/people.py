@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,11 @@ def read_profiles(
         raise KitError(f"profiles_file {path}: no name could be read: metadata needs a question that asks for it")
     splits = _forget_splits(Path(forget_ids_file), ratio, list(read), path) if forget_ids_file else {}
     listed = splits.get(ratio, ())
-    ids, forget = _choose(list(names), splits, ratio, people, pool)
+    named = {identity for split in splits.values() for identity in split}
+    ids, forget = _choose(list(names), splits, named, ratio, people, pool)
     if not splits and len(ids) > pool:  # otherwise the error below reports it
         forget = forget_ids(ids[: len(ids) - pool], ratio, seed, replicate)
     others = [identity for identity in ids if identity not in forget]
-    named = {identity for split in splits.values() for identity in split}
     spare = [identity for identity in others if identity not in named]  # at every ratio: all have the same pool
     if not forget or len(others) <= pool or len(spare) < pool:
         text = f"{len(ids)} people whose name could be read, {len(forget)} to forget and {pool} in the pool"
@@ -181,10 +181,11 @@ def _forget_splits(path: Path, ratio: int, known: Sequence[str], profiles: Path)
 
 
 def _choose(
-    ids: list[str], splits: Mapping[int, Sequence[str]], ratio: int, people: int, pool: int
+    ids: list[str], splits: Mapping[int, Sequence[str]], named: Set[str], ratio: int, people: int, pool: int
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the ids of a run in file order (all, or ``people`` ids and the pool, the same at every ratio of
-    ``splits``), and those to be forgotten: the first of a split, as many as its ratio asks for."""
+    ``splits``, whose ids are ``named``), and those to be forgotten: the first of a split, as many as its ratio asks
+    for."""
     count, all_of_them = people + pool, not people or people + pool >= len(ids)
     first = {}
     for at, split in splits.items():
@@ -194,7 +195,6 @@ def _choose(
     if all_of_them:
         return ids, forget
     kept = dict.fromkeys(identity for own in first.values() for identity in own)
-    named = {identity for split in splits.values() for identity in split}
     others = sorted((identity for identity in ids if identity not in kept), key=lambda identity: identity in named)
     taken = {*kept, *others[: count - len(kept)]}
     return [identity for identity in ids if identity in taken], forget
