@@ -23,7 +23,7 @@ from mllmu_nb.scoring.score import cells, item_scores
 
 @dataclass(frozen=True)
 class Beside:
-    """``own`` and the available references of the same people."""
+    """Your model's run ``own`` and, if there are any, vanilla's and the oracle's about the same people."""
 
     own: Run
     vanilla: Run | None = None

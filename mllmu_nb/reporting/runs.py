@@ -173,8 +173,8 @@ def which_results(scale: str) -> tuple[Path, str]:
 
 
 def made_of(records: Iterable[dict]) -> str:
-    """What the runs of these records are made of: people, base model, and how vanilla was taught. Runs may be compared
-    only if they have the same."""
+    """Short hashes, as text, of what the runs of these records are made of: people, base model, and how vanilla was
+    taught. Runs may be compared only if these are the same."""
     records = list(records)
     marks = {"people": [record["data_hash"] for record in records]}
     marks |= {"base": [record["base_hash"] for record in records], "vanilla": list(map(taught_by, records))}
@@ -182,7 +182,7 @@ def made_of(records: Iterable[dict]) -> str:
 
 
 def varied(runs: Sequence[Run]) -> list[str]:
-    """Parameters, other than the model's columns, in which runs of one model differ, for example a rate in a grid."""
+    """The parameters in which runs of one model (method, variant, modality, after) differ, such as a rate in a grid."""
     models = [str([run[column] for column in (*GROUP, *MODEL)]) for run in runs]
     values = [{name: repr(v) for name, v in run.parameters.items() if name not in NOT_VARIED} for run in runs]
     several = pd.DataFrame(values).groupby(models).nunique().gt(1).any()
@@ -214,7 +214,7 @@ class Scores:
 
     @classmethod
     def of(cls, runs: Sequence[Run], taught: bool = True) -> Scores:
-        """Score ``runs``, and their sentences only if ``taught``."""
+        """Score ``runs`` and, if ``taught``, the fine-tuning sentences that their models have read."""
         # sort by values, not by id: the draws of a bootstrap depend on the order of the people
         runs = _in_order(runs)
         by = varied(runs)
@@ -266,7 +266,7 @@ class Scores:
 
     @property
     def group(self) -> dict[str, Any]:
-        """The GROUP of these scores, if all are of one."""
+        """Name → value of base model, protocol and forget ratio, which all these runs must share."""
         return {column: self.runs[0][column] for column in GROUP}
 
     @property
@@ -280,7 +280,8 @@ class Scores:
 
     @cached_property
     def missed(self) -> set[tuple[str, ...]]:
-        """Set and KEY of the scores in which vanilla is below its goals (for generated people and ``clean``)."""
+        """(set, task, scoring, metric) of each score in which vanilla is below its goal; only generated people under
+        the protocol ``clean`` have goals."""
         first = self.runs[0]
         own = first["scale"] == "miniature" and not any(map(first.parameters.get, ("data_source", "profiles_file")))
         return missed(self.cells) if own and first["protocol"] == "clean" else set()
@@ -291,18 +292,19 @@ class Scores:
 
     @cached_property
     def kept_by_person(self) -> dict[str, pd.DataFrame]:
-        """What is kept of each person along the paths, with the gap closed in the trained view, and in both."""
+        """What is kept of each person along the paths, by the view in which the gap counts: ``trained`` or ``both``."""
         return {view: path.kept_by_person(self.points, view, self.by) for view in ("trained", POOLED)}
 
     @cached_property
     def kept(self) -> pd.DataFrame:
-        """The means of ``kept_by_person`` with intervals, with the column ``closed_in`` (trained, both)."""
+        """The means of ``kept_by_person`` with intervals; the column ``closed_in`` is ``trained`` or ``both``."""
         frames = [path.kept(rows, self.by).assign(closed_in=view) for view, rows in self.kept_by_person.items()]
         return pd.concat(frames, ignore_index=True)
 
     @cached_property
     def unsound(self) -> dict[tuple, Unsound]:
-        """(GROUP, model) → why, for each model that has collapsed or refuses everybody in some run."""
+        """(base model, protocol, forget ratio, *model) → why, for each model that has collapsed or refuses everybody in
+        at least one run."""
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
