@@ -303,8 +303,8 @@ class Scores:
 
     @cached_property
     def unsound(self) -> dict[tuple, Unsound]:
-        """(base model, protocol, forget ratio, *model) → why, for each model that has collapsed or refuses everybody in
-        at least one run."""
+        """(base model, protocol, forget ratio, method, variant ..) → why, for each model that has collapsed or refuses
+        everybody in at least one run."""
         return unsound(self.judged, self.by)
 
     def mark(self, model: tuple) -> str:
