@@ -163,7 +163,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     The temporary folder is one level up, in ``.unfinished``: on the same disk, but not among the finished folders. The
     caller holds the :func:`lock`, so a folder that is there already was left by a killed process.
     """
-    paths.writable(folder.parent)
+    folder = paths.writable(folder.parent).resolve() / folder.name  # the folder above may be a link to another disk
     beside = paths.writable(folder.parent.parent / ".unfinished")
     new, old = beside / f"{folder.name}~new", beside / f"{folder.name}~old"
     for left in (new, old):

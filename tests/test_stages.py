@@ -1,5 +1,6 @@
 """Stages: made once, completely or not at all, by one process at a time; keys from inputs and code; their records."""
 
+import errno
 import getpass
 import importlib
 import inspect
@@ -161,6 +162,26 @@ def test_a_finished_folder_stays_if_the_new_one_cannot_take_its_place(out, monke
     with pytest.raises(KitError, match="cannot write .*in use"):
         demo({"lr": 0.2}, "new", at=place).get()
     assert (place / "file").read_text() == "earlier" and demo({"lr": 0.1}, at=place).finished
+
+
+def test_the_folder_above_may_be_a_link_to_another_disk(out, tmp_path, monkeypatch):
+    """There, a folder cannot be renamed from this disk."""
+    disk, runs = tmp_path / "disk" / "runs", out / "results" / "runs"
+    for folder in (disk, runs.parent):
+        folder.mkdir(parents=True)
+    runs.symlink_to(disk)
+    replace = os.replace
+
+    def on_one_disk(source, target):
+        both = [Path(place).parent.resolve().is_relative_to(disk.parent) for place in (source, target)]
+        if both[0] != both[1]:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_one_disk)
+    for inputs in ({"lr": 0.1}, {"lr": 0.2}):
+        assert (demo(inputs, str(inputs), at=runs / "a").get() / "file").read_text() == str(inputs)
+    assert [path.name for path in disk.iterdir()] == ["a"]
 
 
 def test_a_rank_without_other_processes_waits_for_nobody(monkeypatch):
