@@ -31,7 +31,7 @@ def progress_bar(*given: Any, shown: bool = True, **named: Any) -> tqdm.tqdm:
         return _Sent(*given, file=io.StringIO(), **named)
     if shown and live():
         return tqdm.auto.tqdm(*given, leave=False, **named)
-    return tqdm.tqdm(*given, disable=None if shown else True, **named)
+    return tqdm.tqdm(*given, disable=None if shown and sys.stderr else True, **named)  # stderr may be closed
 
 
 class _Sent(tqdm.tqdm):

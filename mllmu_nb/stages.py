@@ -226,7 +226,7 @@ def status(name: str) -> Iterator[None]:
         from IPython.display import display
 
         line = display({"text/plain": text}, raw=True, display_id=True)
-    elif sys.stderr.isatty():
+    elif sys.stderr and sys.stderr.isatty():  # None if it is closed
         print(text, file=sys.stderr, flush=True)
     try:
         yield

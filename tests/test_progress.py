@@ -1,13 +1,14 @@
 """Progress bars: shown only if somebody can see them, also those of other processes."""
 
 import queue
+import sys
 from concurrent.futures import Future
 from types import SimpleNamespace
 
 import IPython
 import pytest
 
-from mllmu_nb import progress
+from mllmu_nb import progress, stages
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ def test_without_a_terminal_and_under_papermill_there_is_no_bar(kernel, capsys):
     bar = progress.progress_bar(range(3))
     assert not progress.live() and bar.disable and list(bar) == [0, 1, 2]
     assert capsys.readouterr().err == ""
+
+
+def test_if_stderr_is_closed_nothing_is_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with stages.status("vanilla"):
+        assert list(progress.progress_bar(range(3))) == [0, 1, 2]
 
 
 def test_in_a_live_kernel_the_bar_is_tqdms_own_and_goes_when_the_work_is_done(kernel, monkeypatch):
