@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import lru_cache, partial
 from math import isfinite
@@ -456,8 +457,12 @@ def beside(config: Config, *methods: str) -> list[Path]:
             running = [pool.submit(run, one) for one in missing]
             if bars:
                 progress.follow(bars, running)
-            for one in running:
-                one.result()
+            try:
+                for one in running:
+                    one.result()
+            except BrokenProcessPool:
+                reason = "the process of a run was killed, most often for want of memory"
+                raise KitError(f"{reason}: `mllmu-nb sweep` with --jobs 1 makes one run after the other") from None
     return [run(one) for one in (config, *others)]
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -403,6 +405,22 @@ def test_runs_made_side_by_side_are_the_same_runs(config, made, tmp_path, monkey
     for folder, name in zip(folders, ("ga", "vanilla"), strict=True):
         assert folder != made[name] and folder.name == made[name].name
         assert (folder / "answers.parquet").read_bytes() == (made[name] / "answers.parquet").read_bytes()
+
+
+def test_a_process_that_was_killed_beside_the_others_is_named(config, monkeypatch):
+    class Killed(ThreadPoolExecutor):
+        def __init__(self, count, **named):
+            super().__init__(count)
+
+        def submit(self, *given):
+            ended = Future()
+            ended.set_exception(BrokenProcessPool("terminated abruptly"))
+            return ended
+
+    monkeypatch.setattr(pipeline, "finished", lambda one: False)
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", Killed)
+    with pytest.raises(KitError, match="killed, most often for want of memory: `mllmu-nb sweep` with"):
+        pipeline.beside(config.but(**GA), "vanilla")
 
 
 def test_under_accelerate_launch_all_processes_make_one_run_after_the_other(config, monkeypatch):
