@@ -321,9 +321,10 @@ def _add_module(module: str, used: dict[str, str], importer: str) -> None:
     """Add a module, its parent packages and all that they import, if it belongs to the kit or to the importer's
     package, or if it is in the same folder as that package and not installed."""
     top, _, rest = module.partition(".")
-    path, place = _path(module), _place(module)
+    path, place, package = _path(module), _place(module), importer.partition(".")[0]
     beside = place == (_place(importer) or Path.cwd()) and place.name not in INSTALLED  # a notebook has no file
-    ours = top in ("mllmu_nb", importer.partition(".")[0]) or beside
+    # beside the kit are its libraries, if they were installed by `pip install --target`, and nothing else it imports
+    ours = top in ("mllmu_nb", package) or (beside and package != "mllmu_nb")
     if module in used or not path or not ours or (top == "mllmu_nb" and rest in NOT_CODE | {""}):
         return
     imported, used[module] = _source(path, module)

@@ -400,6 +400,13 @@ def test_what_lies_beside_the_file_of_an_extension_counts(beside, where, counts,
     stages._source.cache_clear()
 
 
+def test_libraries_in_one_folder_with_the_kit_do_not_count(monkeypatch):
+    """As after ``pip install --target``, where the folder may have any name."""
+    monkeypatch.setattr(stages, "_place", lambda module: Path("/opt/libs"))
+    code = code_of(importlib.import_module("mllmu_nb.data.facts"))  # imports yaml and pydantic
+    assert {name.partition(".")[0] for name in code} == {"mllmu_nb"}
+
+
 def closure(stage: Stage) -> set[str]:
     """Return the modules whose code is in a stage's key."""
     return {name.removeprefix("mllmu_nb.") for name in code_of(stage.make, *stage.uses) if ":" not in name}
