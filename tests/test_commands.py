@@ -420,7 +420,7 @@ def test_a_notebook_says_the_same_whether_its_kernel_was_forked_or_started(tmp_p
     said = {}
     for kind in ("forked", "started"):
         monkeypatch.setattr(warm, "can_fork", lambda kind=kind: kind == "forked")
-        executed, log = tmp_path / f"{kind}.ipynb", tmp_path / f"{kind}.log"
+        executed, log = tmp_path / f"{{{kind}}} 1 %.ipynb", tmp_path / f"{kind}.log"  # papermill fills in {forked}
         process = warm.start(notebooks / "02_finetune.ipynb", executed, log, {"method": "base"}, 1)
         process.join()
         assert process.exitcode == 0, log.read_text()

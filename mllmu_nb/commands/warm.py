@@ -69,8 +69,10 @@ def _execute(notebook: Path, executed: Path, log: Path, given: dict, environment
     end_with_parent()
     from papermill import exceptions, execute_notebook
 
+    # papermill would put the value of a parameter in place of {name} in a path
+    files = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, executed)]
     try:
-        execute_notebook(notebook, executed, given, cwd=notebook.parent, progress_bar=False)
+        execute_notebook(*files, given, cwd=notebook.parent, progress_bar=False)
     except exceptions.PapermillExecutionError as error:  # the executed notebook has the traceback
         said = " ".join(error.evalue.split()) or "in a cell that checks the result"
         raise SystemExit(f"{error.ename}: {said}") from None
