@@ -14,13 +14,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import inputs, paths, pipeline, stages
+from mllmu_nb import after, inputs, paths, pipeline, stages
 from mllmu_nb.commands import export
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.models import adapters
 from mllmu_nb.models.files import check_adapter, check_model
 from mllmu_nb.models.load import load_model
+from mllmu_nb.registry import Registry
 from mllmu_nb.reporting.runs import read_run
 
 VISION_TOO = ["q_proj", "v_proj"]  # bare names, as others write them, also match the vision tower
@@ -373,7 +374,10 @@ def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folde
     monkeypatch.setattr(pipeline, "run", run)
     monkeypatch.setattr(pipeline, "reference", lambda config: None)
     assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / "npo.yaml")]) == 2
-    grid = "beta: 0.2\ncelebrities: 12\ngrid: {method: [vanilla, ga, npo]}\n"  # NPO's beta, fixed beside the grid
+    monkeypatch.setattr(after, "STEPS", Registry("step after unlearning"))
+    after.after("scaled")(lambda model, config, share=0.5: model)
+    # NPO's beta and the step's share, fixed beside the grid
+    grid = "beta: 0.2\nshare: 0.9\ncelebrities: 12\ngrid: {method: [vanilla, ga, npo], after: ['', scaled]}\n"
     (tmp_path / "grid.yaml").write_text(grid)
     assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / "grid.yaml")]) == 2
     assert export.configured(tmp_path / "grid.yaml", {"method": "vanilla"}).celebrities == 12

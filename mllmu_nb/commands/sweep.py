@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from mllmu_nb import inputs, paths, pipeline, unlearning
+from mllmu_nb.after import settings_of
 from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError, choose
@@ -199,11 +200,13 @@ def hyper_parameters_of(parameters: Mapping[str, Any]) -> set[str]:
 
 
 def of_grid(parameters: Mapping[str, Any]) -> set[str]:
-    """Names of the hyper-parameters of the methods in the grid of a configuration, which may be fixed beside it."""
+    """Names of the hyper-parameters of the methods and of the steps after them in the grid of a configuration, which
+    may be fixed beside it."""
     axes = parameters.get(GRID)
-    methods = axes.get("method") if isinstance(axes, Mapping) else None
-    known = [one for one in methods if unlearning.variants(one)] if isinstance(methods, list) else []
-    return {name for method in known for name in setting_names(method, "")}
+    lists = [axes.get(name) if isinstance(axes, Mapping) else None for name in ("method", "after")]
+    methods, steps = (values if isinstance(values, list) else [] for values in lists)
+    known = {name for method in methods if unlearning.variants(method) for name in setting_names(method, "")}
+    return known.union(*map(settings_of, steps))
 
 
 def fitting(parameters: Mapping[str, Any], optional: Iterable[str] = ()) -> dict[str, Any]:
