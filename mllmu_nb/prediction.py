@@ -49,6 +49,9 @@ TAUGHT: tuple[str, ...] = ("people", "pool", "data_seed", "profiles_file", "data
 TAUGHT += ("base_model", "base_path", "base_revision", "quantise_base")
 TAUGHT += ("adaptation", "replay", "exams", "train_modality", "train_seed")
 FORGOTTEN = ("forget_ratio", "replicate", "forget_ids_file")
+# Parameters of what follows unlearning, on which its training does not depend.
+AFTERWARDS = ("after", "shots", "shot_source", "shot_seed", "scoring", "long_prompts", "eval_precision", "cyclic")
+AFTERWARDS += ("draws_file",)
 # Per person and view: questions, most worked examples before one, and how many times TEXT is read (with four options, a
 # question is about twice as long).
 ASKED = {"letter": (5, 5, 2), "likelihood": (5, 0, 2), "generation": (2, 0, 1), "cloze": (2, 4, 1)}
@@ -338,7 +341,8 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
     spent: dict[tuple, float] = {}  # seconds
     for config in configs:
         if config.trains:
-            spent["unlearned", config.run_id] = _unlearning(config, estimate, rate)
+            plain = config.but(**{name: Config.model_fields[name].default for name in AFTERWARDS})
+            spent["unlearned", plain.run_id] = _unlearning(config, estimate, rate)
         for name in finetuned_for(config):
             forgotten = () if name == "vanilla" else FORGOTTEN
             key = config.hash_of((*TAUGHT, *forgotten)), repr(config.training)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from miniature import make_model, make_processor, make_tokenizer
-from mllmu_nb import inputs, paths, prediction, training
+from mllmu_nb import after, inputs, paths, prediction, training
 from mllmu_nb.config import Config
 from mllmu_nb.evaluation import ask
 from mllmu_nb.evaluation.engine import Prompts
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import adapters, families, load
 from mllmu_nb.prediction import Estimate, Rate, Tally
+from mllmu_nb.registry import Registry
 from mllmu_nb.unlearning import get
 
 RECIPE = replace(Config(scale="paper").training, precision="fp32", lora_init="kaiming")
@@ -196,7 +197,7 @@ def test_a_picture_that_is_split_is_read_as_often():
     assert sum(estimate.answering(8, 5, "fp16", "upstream").values()) < 0.9 * 24
 
 
-def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
+def test_hours_are_operations_by_the_rate_and_a_training_counts_once(monkeypatch):
     estimate = Estimate(model_of().config, eager=False)
     grid = [
         PAPER.but(method=method, modality=modality, forget_ratio=ratio)
@@ -216,6 +217,12 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once():
     assert twice["vanilla"][1] == pytest.approx(stages["vanilla"][1] / 2)
     ways = [PAPER.but(protocol=word, train_lr=rate) for word in ("clean", "upstream") for rate in (1e-5, 2e-5)]
     assert prediction.hours(ways, estimate, lambda p: Rate(1e9, 1e12))["vanilla"][0] == 4, "each its own"
+    monkeypatch.setattr(after, "STEPS", Registry("step after unlearning"))
+    after.after("scaled")(lambda model, config, share=0.5: model)
+    later = [{"after": "scaled"}, {"after": "scaled", "share": 0.9}, {"shots": 0}, {"shot_seed": 3}]
+    once = [PAPER.but(method="ga", modality="unimodal", **given) for given in ({}, *later, {"unlearn_seed": 3})]
+    counts = {name: count for name, (count, _) in prediction.hours(once, estimate, lambda p: Rate(1e9, 1e12)).items()}
+    assert counts == {"answers": 6, "vanilla": 1, "unlearned": 2}, "what follows a training repeats none"
     released = prediction.hours(
         [PAPER.but(protocol="upstream", method="npo", modality="multimodal")], estimate, lambda p: Rate(1e9, 1e12)
     )
