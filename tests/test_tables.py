@@ -19,6 +19,7 @@ from mllmu_nb.scoring import path, registry
 from mllmu_nb.scoring.frames import KEY, joined, with_rivals
 from mllmu_nb.scoring.ranking import UNKNOWN
 from mllmu_nb.scoring.registry import metrics
+from mllmu_nb.statistics.intervals import Interval
 from mllmu_nb.unlearning import METHODS, Method, register
 
 FEW = {"asked": {"classification": 2, "generation": 1, "cloze": 1}, "famous": 3}
@@ -584,6 +585,25 @@ def test_a_main_metric_without_decimals_or_without_a_goal_is_printed(monkeypatch
     assert any(
         re.fullmatch(r"\d+ \[\d+, \d+\]", text) for _, rows in sheet.blocks for _, row in rows for text, _ in row
     )
+
+
+def test_a_metric_has_no_column_in_a_table_that_cannot_have_a_value_of_it(monkeypatch):
+    """A difference of lengths says nothing (knowledge 0, no margin), and a metric of models has no pooled views."""
+    length = lambda items: items["answer"].str.len().clip(upper=100) / 100  # noqa: E731
+
+    def level(mine, oracles):
+        return Interval(0.5, 0.4, 0.6, 2, 2), None if oracles[0] is None else Interval(0.0, 0.0, 0.0, 2, 2)
+
+    for name, function, declared in (("length", length, {"knowledge": 0}), ("distinct", level, {"per": "model"})):
+        mine = registry.Metric(name=name, function=function, label=name, task="generation", **declared)
+        monkeypatch.setitem(registry.METRICS._entries, mine.key, mine)
+    scores = Scores.of([make(name, sets=("forget",), **FEW) for name in ("vanilla", "oracle")])
+    assert {"length", "distinct"} <= {head for _, head in next(iter(tables.sheets("table2_by_view", scores))).columns}
+    for name in ("table_oracle_gap", "table_gate"):
+        for sheet in tables.sheets(name, scores):
+            assert "length" not in sheet.markdown() and "distinct" not in sheet.markdown(), name
+    gaps = frame("table_oracle_gap", scores).query("metric == 'distinct' and method == 'vanilla' and set == 'forget'")
+    assert set(gaps["view"]) == {"image_text", "text"} and gaps["value"].notna().all(), "the CSV has each view"
 
 
 def test_the_mark_of_a_grid_is_measured_from_the_oracle_of_its_own_setting():

@@ -220,8 +220,10 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
     shown, rows = _score_metrics(scores), all_rows(scores, ("base", "oracle"))
     title = "Gap to the oracle (margin 10 points, 0.1 of ROUGE and BLEU, 1 point of factuality), {} set, views pooled"
     remarks = [f"Method minus oracle, question by question; {LIMITS} {SIGNS}"]
+    # a metric of models has no pooled views; where a difference says nothing, none is computed (score.cells)
+    pooled = [one for one in shown if one.per == "answer" and (one.margin is not None or one.knowledge)]
     for name in SETS:
-        columns = [column(one, one.shown_as_gap) for one in shown if name in one.sets]
+        columns = [column(one, one.shown_as_gap) for one in pooled if name in one.sets]
         where, label = {"against": "oracle", "set": name, "view": POOLED}, f"gap-{name}"
         frame = select(scores, shown, **where | {"view": list(ASKED_IN)})
         options = {"verdict": True, "remarks": remarks, "frame": frame}
@@ -231,7 +233,7 @@ def oracle_gap_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_gate")
 def gate_table(scores: Scores) -> Iterator[Sheet]:
     """Which metrics can show forgetting: vanilla minus oracle; one block per vanilla model if a grid makes several."""
-    shown = [one for one in _score_metrics(scores) if one.knowledge]
+    shown = [one for one in _score_metrics(scores) if one.knowledge and one.per == "answer"]
     where = {"method": "vanilla", "after": "", "against": "oracle", "set": "forget", "view": list(ASKED_IN)}
     frame = select(scores, shown, **where)
     key = [*scores.by, *KEY, "view"]
