@@ -13,9 +13,11 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.registry import EXTENSIONS
 from mllmu_nb.scoring import checks, choice, registry, text
 from mllmu_nb.scoring.factuality import REFUSAL, holds, rubric, words
+from mllmu_nb.scoring.frames import REPLICATE
 from mllmu_nb.scoring.gates import gates, opened
 from mllmu_nb.scoring.health import judged, unsound
 from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores
+from mllmu_nb.scoring.summary import summaries
 
 # one answer
 
@@ -407,6 +409,14 @@ from mllmu_nb.scoring.registry import metric
 def brevity(items):
     return (items["answer"].str.split().str.len() <= 5).astype(float)
 '''
+
+
+def test_a_metric_whose_values_leave_its_bounds_is_named():
+    length = registry.Metric(name="length", label="Words", task="generation", function=len)
+    rows = pd.DataFrame({"person": ["a", "b"], "set": "forget", "view": "text", "length": [0.5, 12.0]})
+    said = "metric generation length: a score of 0.5 to 12 lies outside its range 0 to 1 (its bounds)"
+    with pytest.raises(KitError, match=re.escape(said)):
+        summaries(rows.assign(**dict.fromkeys(REPLICATE, 0)), ["set", "view"], [length])
 
 
 def test_a_metric_in_one_file_outside_is_scored_and_printed_without_any_list_edited(tmp_path, monkeypatch):

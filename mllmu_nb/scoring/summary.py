@@ -6,6 +6,7 @@ from math import nan
 import numpy as np
 import pandas as pd
 
+from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.frames import ASKED, PAIRED_ON, PEOPLE, POOLED, REPLICATE, is_model, of_metric
 from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
@@ -33,7 +34,10 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], 
                 continue
             scores = (values[here], reference[here]) if minus else (values[here],)
             function, some = paired_difference if minus else interval, replicates[here]
-            summary = function(*scores, people[here], bounds=metric.bounds, replicates=some)
+            try:
+                summary = function(*scores, people[here], bounds=metric.bounds, replicates=some)
+            except KitError as error:
+                raise KitError(f"metric {' '.join(filter(None, metric.key))}: {error} (its bounds)") from None
             counts, sums = np.bincount(some), np.bincount(some, values[here] - reference[here])
             dots = tuple(sums[counts > 0] / counts[counts > 0])
             cell = {"task": metric.task, "scoring": metric.scoring, "metric": metric.name, **vars(summary)}
