@@ -612,4 +612,5 @@ def test_the_worked_table_and_figure_show_the_letters(additions):
     assert [cell.split(" ")[0] for cell in vanilla.split(" | ")[1:]] == ["100.0"] * 4
     assert oracle.split(" | ")[1].startswith("0.0 ") and "gate closed" not in sheet.markdown()
     drawing = figures.FIGURES.get("letters")(scores)
+    assert drawing.get_suptitle(), "else the name of the runs lies on the headings of the panels"
     assert len(drawing.axes) == 4 and drawing.get_label() == "right letters of every model, a panel a set"
