@@ -74,5 +74,5 @@ def load_extensions() -> None:
             kind = "" if isinstance(error, ImportError | SyntaxError | KitError) else f"{type(error).__name__}: "
             said = f"{place}{kind}{' '.join(str(error).split())}"
             if name.endswith(".py") or (isinstance(error, ModuleNotFoundError) and error.name == name):
-                said += "; name the module without .py, with its folder in PYTHONPATH"
+                said += "; name the module without .py, with the absolute path of its folder in PYTHONPATH"
             raise KitError(f"{EXTENSIONS} names {name!r}, which cannot be imported: {said}") from error
