@@ -355,13 +355,21 @@ def test_a_name_in_the_training_text_becomes_this_person(tmp_path):
         assert not any(profile.name in pair.question for pair in profile.qa)
 
 
-@pytest.mark.parametrize("written", ["Sean O’Brien", "Sean\u00a0O'Brien", "Sean  O'Brien", "Al"])
-def test_a_name_is_removed_however_it_is_written(tmp_path, written):
+@pytest.mark.parametrize(
+    "written, name",
+    [
+        *((written, "Sean O'Brien") for written in ("Sean O’Brien", "Sean\u00a0O'Brien", "Sean  O'Brien")),
+        *((written, "Al") for written in ("Al", "Dr. Al", "Mr. Al")),
+        ("Prof. Dr. Al Ek", "Dr. Al Ek"),
+        ("Al Ek Jr.", "Al Ek Jr"),
+    ],
+)
+def test_a_name_is_removed_however_it_is_written(tmp_path, written, name):
     records = [json.loads(json.dumps(person(i))) for i in range(8)]
     own = json.dumps(records[0], ensure_ascii=False).replace(NAMES[0], written)
     records[0] = json.loads(own.replace("this person's annual salary", f"{written}'s annual salary in Alaska"))
     first = build(write_lines(tmp_path / "p.jsonl", records)).profiles["001"]
-    assert first.name == " ".join(written.replace("’", "'").split())
+    assert first.name == name
     [asked] = [pair.question for pair in first.qa if pair.attribute == "salary"]
     assert asked == "What is this person's annual salary in Alaska?"
 
