@@ -595,6 +595,11 @@ def test_a_missing_ratio_or_folder_is_reported(written, tmp_path):
         official.read_layout(written, 5)
     with pytest.raises(KitError, match=r"nowhere is no folder: evaluation needs the data set"):
         official.read_layout(tmp_path / "nowhere", 5)
+    for config in ("Full_Set", "Retain_Set"):
+        next((written / config).iterdir()).rename(written / config / "people.parquet")
+    problems = faults(written)
+    assert len(problems) == 2
+    assert all(f"MLLMU-Bench: {c} has no file train-*.parquet" in "".join(problems) for c in ("Full_Set", "Retain_Set"))
 
 
 def test_nothing_is_written_over(few, written):

@@ -242,8 +242,10 @@ class Layout:
         wanted = _read_of("ft_Data" if self.training else config)
         files = sorted((self.folder / config).glob("train-*.parquet"))
         if not files:
-            has = ", ".join(configs_in(self.folder)) or "none"
-            self.faults.append(f"{self.name}: there is no config {config} (it has {has}): {needs}")
+            there = configs_in(self.folder)
+            lacks = f"there is no config {config} (it has {', '.join(there) or 'none'})"
+            lacks = f"{config} has no file train-*.parquet" if config in there else lacks
+            self.faults.append(f"{self.name}: {lacks}: {needs}")
         elif (shards := re.search(r"-of-(\d+)", files[0].name)) and int(shards[1]) > len(files):
             self.faults.append(f"{self.name}/{config}: has {len(files)} of {int(shards[1])} files: download it again")
         rows: dict[str, dict] = {}
