@@ -43,8 +43,8 @@ class Endpoint(BaseHTTPRequestHandler):
         earlier = sum(one[2] == texts for one in self.seen) - 1
         if word == "slow":
             time.sleep(1.0)
-        if word in ("refuse", "broken", "filtered") or (word == "busy" and earlier == 0):
-            status = {"refuse": 401, "busy": 429, "broken": 500, "filtered": 400}[word]
+        if word in ("refuse", "broken", "filtered", "invalid") or (word == "busy" and earlier == 0):
+            status = {"refuse": 401, "busy": 429, "broken": 500, "filtered": 400, "invalid": 422}[word]
             return self.reply(status, {"error": {"message": f"wrong: {self.headers['Authorization']}"}})
         content = {
             "say": f'{{"score": {rest}, "reason": "so"}}',
@@ -143,10 +143,11 @@ def test_what_does_not_pass_is_one_line_without_the_key_and_nothing_is_lost(seen
     assert grades(path, "say 8") == [8] and KEY not in path.read_text()
 
 
-def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_all_is_left(seen, tmp_path):
-    path, refused = tmp_path / "judge.jsonl", [f"filtered {n}" for n in range(60)]
+@pytest.mark.parametrize("word", ["filtered", "invalid"])
+def test_a_question_that_is_refused_has_no_grade_and_an_endpoint_that_refuses_all_is_left(seen, tmp_path, word):
+    path, refused = tmp_path / "judge.jsonl", [f"{word} {n}" for n in range(60)]
     assert asking(path, "say 8", *refused[:2]) == 2 and len(seen) == 3
-    with pytest.raises(KitError, match="refuses every question .HTTP 400.: gpt-4o-mini may not know"):
+    with pytest.raises(KitError, match="refuses every question .HTTP 400 or 422.: gpt-4o-mini may not know"):
         judge.ask([(QUESTION, TRUTH, one) for one in refused], path, judge.client(), jobs=1)
     assert len(seen) < 60, "asking on is useless"
 

@@ -132,7 +132,7 @@ def ask(asked: list[Texts], path: Path, endpoint: Any, *, jobs: int = 8) -> int:
             with writing:
                 graded, refused = graded + bool(reply), refused + (reply == {})
                 if not graded and refused >= REFUSED:
-                    what = f"refuses every question (HTTP 400): {name} may not know the settings it is asked with"
+                    what = f"refuses every question (HTTP 400 or 422): {name} may not know the settings it gets"
                     raise KitError(f"the judge's endpoint {what}: see {VARIABLE}")
                 if reply:
                     models.add(reply["model"])
@@ -172,7 +172,7 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             what = f"refuses the key or the model {name} (HTTP {error.status_code})"
             raise KitError(f"the judge's endpoint {what}: see OPENAI_API_KEY, OPENAI_BASE_URL, {VARIABLE}") from None
-        except openai.BadRequestError:
+        except (openai.BadRequestError, openai.UnprocessableEntityError):
             return {}
         except KitError:
             raise
