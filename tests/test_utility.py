@@ -171,6 +171,10 @@ def test_a_run_is_given_what_was_read(output, tmp_path, capsys):
     assert read_run(folder).utility["set"].unique().tolist() == ["mmmu", "llava_bench"], "what was read before stays"
     assert door.main(["utility", str(folder), "--output", str(output), "--tasks", "mmmu_val"]) == 0
     assert len(read_run(folder).utility) == 7, "and is read once"
+    graded = next(output.rglob("20260102*llava*"))
+    graded.write_text(sample(0, "gpt_eval_llava_all", {"scores": [-1, -1]}))
+    assert door.main(["utility", str(folder), "--output", str(output)]) == 1
+    assert read_run(folder).utility["set"].unique().tolist() == ["mmmu"], "an answer without a grade keeps no older one"
 
 
 def test_the_command_is_printed_and_not_run(output, tmp_path, capsys, monkeypatch):

@@ -57,7 +57,8 @@ def main(options: argparse.Namespace) -> int:
             raise KitError(f"lmms-eval has failed (exit status {code}): its last lines above say why")
     items, failed = read(options.output, options.tasks)
     kept = pd.read_parquet(options.run / FILE) if (options.run / FILE).is_file() else items.iloc[:0]
-    together = pd.concat([kept[~kept["set"].isin(items["set"])], items], ignore_index=True)  # tasks read before stay
+    sets = [TASKS[task][0] for task in options.tasks]
+    together = pd.concat([kept[~kept["set"].isin(sets)], items], ignore_index=True)  # other tasks, read before, stay
     add_file(options.run, FILE, partial(together.to_parquet, index=False), utility="lmms-eval")
     for name, scores in items.groupby("set", sort=False)["score"]:
         print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
