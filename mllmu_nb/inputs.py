@@ -12,6 +12,7 @@ from typing import Any
 from mllmu_nb import hub, paths
 from mllmu_nb.config import YOURS, Config, departures, public, stable_hash
 from mllmu_nb.data import generate, portraits
+from mllmu_nb.data.conversations import taught_turns
 from mllmu_nb.data.schema import SETS, Population, Profile
 from mllmu_nb.data.text.people import read_profiles
 from mllmu_nb.data.text.questions import population_from_text
@@ -200,6 +201,11 @@ def check(config: Config) -> None:
         check_adapter(Path(config.adapter_path))
     if config.trains:
         config.objective.check_length(config.unlearning.steps, config.unlearning.epochs)
+        for name in sorted({stream.set for stream in config.objective.streams.values()}):
+            members = population(config).members(name)
+            if not any(any(taught_turns(person, config.modality)) for person in members):
+                lacking = "whose names could be read" if members else "in that set"
+                raise KitError(f"{config.method} trains on {name} questions, and there are none: nobody {lacking}")
     draws_of(config)
     for folder in (run_folder(config).parent, paths.figures(config.scale), paths.cache()):
         paths.writable(folder)

@@ -436,6 +436,20 @@ def test_a_run_takes_its_people_from_the_folder_and_its_record_names_no_path(tmp
     assert provenance.public(both) == {"data_source": "MLLMMU/MLLMU-Bench,baseline_train_split"}
 
 
+def test_a_run_that_would_train_on_nobody_is_refused_before_vanilla_is_trained(tmp_path, monkeypatch):
+    only = {name: one for name, one in a_few().profiles.items() if name == "003" or one.kind != "fictitious"}
+    official.write_layout(replace(a_few(), profiles=only), tmp_path / "people")
+    people = {"data_source": str(tmp_path / "people"), "forget_ratio": 15, "shots": 0}
+    config = Config(**people, method="grad_diff", modality="unimodal")
+    with pytest.raises(KitError, match="grad_diff trains on retain questions, and there are none: nobody in that set"):
+        inputs.check(config)
+    inputs.check(config.but(method="ga"))
+    unnamed = {name: replace(one, name="") for name, one in only.items()}
+    monkeypatch.setattr(inputs, "population", lambda config: replace(a_few(), profiles=unnamed))
+    with pytest.raises(KitError, match="ga trains on forget questions, .* nobody whose names could be read"):
+        inputs.check(config.but(method="ga"))
+
+
 def test_replicates_of_a_data_source_differ_in_seeds_alone_and_share_its_people(tmp_path):
     official.write_layout(a_few(), tmp_path / "people")
     first, other = (Config(data_source=str(tmp_path / "people"), forget_ratio=15, replicate=n) for n in (0, 1))
