@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -463,7 +463,8 @@ def public(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
     def shown(name: str, part: str) -> str:
         named_so = name in ON_HUB and re.fullmatch(r"\w[\w.-]*/[\w.-]+", part)
-        return part if named_so and not os.path.isdir(part) else PurePath(part).name
+        whole = not part or named_so and not os.path.isdir(part)
+        return part if whole else os.path.basename(os.path.abspath(part))  # "." has a name, too
 
     given = {name: parameters[name].split(",") for name in PATHS if parameters.get(name)}
     reduced = {name: ",".join(shown(name, part.strip()) for part in parts) for name, parts in given.items()}

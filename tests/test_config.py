@@ -472,6 +472,9 @@ def test_a_folder_is_no_name_on_the_hub_and_may_lie_at_home(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a" / "llava").mkdir(parents=True)
     assert public({"base_path": "a/llava"}) == {"base_path": "llava"}
+    here = {"base_path": tmp_path.name, "data_source": f"{tmp_path.parent.name},"}
+    assert public({"base_path": ".", "data_source": "..,"}) == here
+    assert Config(base_path=".").run_id == Config(base_path=str(tmp_path)).run_id != Config().run_id
     paths = ("base_path", "vanilla_path", "draws_file", "profiles_file")
     config = Config(**{name: f"~/{name}" for name in paths})
     assert all(getattr(config, name) == str(tmp_path / name) for name in paths)
