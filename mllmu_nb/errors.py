@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 HINTS = {  # for values that YAML reads as another type than was meant
     ("float", str): " (in YAML write 1.0e-5 or 1.0e+5: without the point or the sign it is text)",
     ("string", bool): " (in YAML put yes and no in quotes)",
+    **dict.fromkeys([("string", int), ("string", float), ("string", date)], " (in YAML put it in quotes)"),
 }
 MOST_LISTED = 40  # choices in a message
 
