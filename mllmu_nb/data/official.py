@@ -95,7 +95,8 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
             shutil.rmtree(new, ignore_errors=True)  # of a killed process
             for config, members in _configs(population, training).items():
                 rows = [_row(person, printed.get(person.id, person.id), config) for person in members]
-                if faults := [f"{row['ID']}: {fault}" for row in rows for fault in _lacks(row, config)]:
+                read = [{name: row[name] for name in _read_of(config)} for row in rows]
+                if faults := [f"{row['ID']}: {fault}" for row in read for fault in _row_faults(row)]:
                     raise KitError(
                         f"{folder} cannot be written, {config} would have gaps ({few(faults)}): state more facts"
                     )
@@ -111,12 +112,6 @@ def write_layout(population: Population, folder: str | Path) -> list[Path]:
         for new in unfinished:
             shutil.rmtree(new, ignore_errors=True)
     return sorted(path for target in targets for path in target.rglob("*") if path.is_file())
-
-
-def _lacks(row: dict, config: str) -> Iterator[str]:
-    """Yield what a person has no text or question for, although the layout's reader asks for it."""
-    for column in _read_of(config):
-        yield from _value_faults(column, COLUMNS[column], row[column])
 
 
 def _configs(population: Population, training: bool) -> dict[str, list[Profile]]:
