@@ -66,6 +66,8 @@ def test_any_question_may_be_typed_and_has_no_likelihood(tiny, person, monkeypat
         ask.ask([("A", "", *tiny)], person, "text", "  ")
     with pytest.raises(KitError, match="must not hold <image>"):
         ask.ask([("A", "", *tiny)], person, "text", "Who is <image>?")
+    with pytest.raises(KitError, match=f"the name of {person.id} could not be read: ask with the portrait"):
+        ask.ask([("A", "", *tiny)], replace(person, name=""), "text", "Where was this person born?")
 
 
 @pytest.mark.parametrize("written, shown", [(b"\xff?", r"\udcff?"), (b"\xed\xa0\x80?", r"\udced\udca0\udc80?")])

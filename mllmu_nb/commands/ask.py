@@ -120,6 +120,8 @@ def ask(asked: Iterable[Asked], person: Profile, view: str, question: str) -> pd
         raise KitError("the question is empty: write one")
     if HALVES.search(question):  # Python reads bytes of the command line that are no text as these
         raise KitError(f"the question {question!a} is no text in the terminal's encoding (UTF-8?): type it again")
+    if view == VIEWS[1] and not person.name:
+        raise KitError(f"the name of {person.id} could not be read: ask with the portrait, --view {VIEWS[0]}")
     truth = true_answer(person, view, question)
     shown = Turn(question, image=person.portrait) if view == VIEWS[0] else Turn(with_name(question, person.name))
     rows = {}
