@@ -277,7 +277,8 @@ def test_judge_and_rubric_are_compared_where_both_have_a_grade(seen, tmp_path):
     rows = frame("figs", "say 9", "rice").assign(value="figs", attribute="food", rivals=[("rice",)] * 3)
     rows[stored.GRADE], rows[stored.NAME] = [8.0, 3.0, 2.0], "m"
     assert "over 3 answers" in judge.agreement(rows) and "rank correlation 0.87" in judge.agreement(rows)
-    assert judge.agreement(rows.drop(columns=stored.GRADE)).startswith("too few")
+    assert judge.agreement(rows.head(1)).endswith("rank correlation unknown, because one of them gives a single grade")
+    assert judge.agreement(rows.drop(columns=stored.GRADE)) == "no answer has a grade of both judge and rubric"
 
 
 def test_the_table_of_agreement_is_not_measured_until_somebody_has_asked():

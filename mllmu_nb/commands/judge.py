@@ -189,8 +189,9 @@ def _reply(endpoint: Any, name: str, texts: Texts) -> dict[str, str] | None:
 def agreement(answers: pd.DataFrame) -> str:
     """How far the judge's grades and the rubric's agree, over the answers that have both."""
     if not (known := judge.agreement(judge.judged(answers), text.factuality(answers))):
-        return "too few different grades to compare judge and rubric"
+        return "no answer has a grade of both judge and rubric"
+    rank = f"{known.rank:.2f}".replace("nan", "unknown, because one of them gives a single grade")
     return (
         f"judge and rubric over {known.answers} answers: means {known.judge:.2f} and {known.rubric:.2f}, "
-        f"{known.within:.0%} within one point, rank correlation {known.rank:.2f}"
+        f"{known.within:.0%} within one point, rank correlation {rank}"
     )
