@@ -103,10 +103,13 @@ def _terms(method: Method, names: Sequence[str], filling: float, require: Callab
         return values.masked_fill(unlabelled, filling) if tokens == TOKENS else values
 
     def scored(name: str, trains: bool = False) -> Scored:
-        logits, everywhere = random(TOKENS, VOCABULARY), random(SEQUENCE, VOCABULARY)
-        hidden = {layer: random(TOKENS, WIDTH).requires_grad_(trains) for layer in method.needs.hidden}
-        whole = everywhere.requires_grad_(trains) if name in method.needs.everywhere else None
-        return Scored(logits.requires_grad_(trains), labels, hidden, whole)
+        # all that a model gives for a batch hangs on one graph, which the first backward pass frees
+        shared = torch.zeros((), requires_grad=trains).exp()
+        logits, everywhere = random(TOKENS, VOCABULARY) * shared, random(SEQUENCE, VOCABULARY) * shared
+        hidden = {layer: random(TOKENS, WIDTH) * shared for layer in method.needs.hidden}
+        for tensor in (logits, everywhere, *hidden.values()) if trains else ():
+            tensor.retain_grad()
+        return Scored(logits, labels, hidden, everywhere if name in method.needs.everywhere else None)
 
     def reference(name: str) -> Scored | ReferenceLogProbs:
         before = scored(name)

@@ -71,6 +71,7 @@ def spoilt(**attributes):
             {"yields": lambda step: [("a", step.forget.token_nll), ("b", step.forget.token_nll)]},
             "b cannot be back-prop",
         ),
+        ({"yields": lambda step: [("a", step.forget.token_nll), ("b", step.forget.logits[0].sum())]}, "b cannot be ba"),
         ({"yields": lambda step: [("a", 0 * step.forget.token_nll)]}, "no gradient reaches the model"),
         ({"yields": lambda step: [("a", step.forget.logits.mean())]}, "a depends on positions without a label"),
     ],
