@@ -165,7 +165,10 @@ def test_a_gpu_that_only_emulates_bfloat16_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(provenance, "machine", lambda: {"device": "V100", "cpu": "c", "capability": "avx2", "bits": {}})
     finding = doctor.device([PAPER])
-    assert finding.verdict == "problem" and finding.advice == "take a GPU of the year 2020 or later"
+    assert finding.verdict == "problem" and finding.advice.startswith("take a GPU of the year 2020 or later, or set")
+    # the miniature, upstream and what is only asked do not compute in bfloat16
+    assert doctor.device([Config(), PAPER.but(protocol="upstream"), PAPER.but(method="base")]).verdict == "ok"
+    assert doctor.device([PAPER.but(method="base", eval_precision="bf16")]).verdict == "problem"
 
 
 def test_memory_and_hours_are_those_of_every_base(monkeypatch):

@@ -91,8 +91,12 @@ def device(configs: Configs) -> Result:
     text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
     if configs[0].scale != "miniature" and not gpu:
         return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
-    if gpu and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Result(PROBLEM, f"{text}, without bfloat16", "take a GPU of the year 2020 or later")
+    precisions = {config.eval_precision for config in configs}
+    precisions |= {config.training.precision for config in configs if prediction.finetuned_for(config)}
+    precisions |= {config.unlearning.precision for config in configs if config.trains}
+    if gpu and "bf16" in precisions and not torch.cuda.is_bf16_supported(including_emulation=False):
+        advice = "take a GPU of the year 2020 or later, or set precision to fp32 and eval_precision to fp16"
+        return Result(PROBLEM, f"{text}, without bfloat16", advice)
     if not gpu and not pinning.pinned():
         advice = f"expect scores within the reference's intervals; on x86 leave {', '.join(machine['bits'])} unset"
         return Result(WARNING, f"not pinned: {text}", advice)
