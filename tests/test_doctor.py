@@ -111,6 +111,8 @@ def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
     assert doctor.versions([])[:2] == ("problem", "torch 2.0 (needs >=2.9); gone missing (needs >=1)")
     needed[:] = ["torch>=1"]
     assert doctor.versions([]).verdict == "ok"
+    finding = doctor.versions([PAPER.but(quantise_base="nf4")])
+    assert finding.text == "bitsandbytes missing (needs >=0.46.1)" and "pip install bitsandbytes" in finding.advice
 
 
 @pytest.mark.parametrize("there, verdict", [(80, "ok"), (48, "warning"), (24, "problem")])

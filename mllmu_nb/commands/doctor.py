@@ -69,8 +69,9 @@ def main(options: argparse.Namespace) -> int:
 
 def versions(configs: Configs) -> Result:
     """Check that every dependency is installed in a version that the kit accepts."""
-    wrong = []
-    for needed in map(Requirement, metadata.requires("mllmu-nb") or []):
+    needs, wrong = metadata.requires("mllmu-nb") or [], []
+    bits = ["bitsandbytes>=0.46.1"] if any(config.quantise_base for config in configs) else []  # as transformers asks
+    for needed in map(Requirement, [*needs, *bits]):
         if needed.marker and not needed.marker.evaluate({"extra": ""}):
             continue
         try:
@@ -80,7 +81,8 @@ def versions(configs: Configs) -> Result:
         if version == "missing" or not needed.specifier.contains(version, prereleases=True):
             wrong.append(f"{needed.name} {version} (needs {needed.specifier})")
     if wrong:
-        return Result(PROBLEM, "; ".join(wrong), "run `make env`, or install with -c requirements.lock")
+        by_hand = " (quantise_base: pip install bitsandbytes)" if bits else ""
+        return Result(PROBLEM, "; ".join(wrong), f"run `make env`, or install with -c requirements.lock{by_hand}")
     return Result(OK, ", ".join(map(" ".join, provenance.versions().items())))
 
 
