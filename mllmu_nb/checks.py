@@ -150,7 +150,7 @@ def check_family(family: Family, model: torch.nn.Module, processor: Any) -> None
     ]
     _check_encoding(family, processor, conversations, require)
     _check_reading(family, model.eval(), processor, conversations, require)
-    _check_training(family, model, family.encode(processor, conversations), require)
+    _check_training(family, model, family.encode(processor, conversations, device=model.device), require)
 
 
 def _check_encoding(family: Family, processor: Any, conversations: list[Conversation], require: Callable) -> None:
@@ -170,12 +170,13 @@ def _check_encoding(family: Family, processor: Any, conversations: list[Conversa
 
 @torch.no_grad()
 def _check_reading(family: Family, model, processor, conversations: list[Conversation], require: Callable) -> None:
+    encode = partial(family.encode, processor, eos=False, device=model.device)
     try:
-        alone = [score(model, family.encode(processor, [c], eos=False)) for c in conversations]
+        alone = [score(model, encode([c])) for c in conversations]
     except (RuntimeError, TypeError, ValueError) as error:
         require(False, f"the model cannot read what is encoded: {str(error).splitlines()[0]}")
     for side in ("right", "left"):
-        together = score(model, family.encode(processor, conversations, eos=False, padding_side=side))
+        together = score(model, encode(conversations, padding_side=side))
         for row, one in enumerate(alone):
             same = torch.allclose(together.logits[row][together.mask[row]], one.logits[0], atol=1e-4, rtol=1e-3)
             require(same, f"a row padded on the {side} computes something else than alone")

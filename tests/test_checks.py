@@ -121,8 +121,15 @@ def model(tiny_base):
 
 
 def test_llava_passes_and_its_model_is_left_as_it_was(model):
-    before = {name: p.clone() for name, p in model[0].named_parameters()}
-    checks.check_family(families.get("llava"), *model)
+    before, places = {name: p.clone() for name, p in model[0].named_parameters()}, []
+
+    class Placed(Llava):
+        def encode(self, *given, device=None, **named):
+            places.append(device)
+            return super().encode(*given, device=device, **named)
+
+    checks.check_family(Placed(), *model)
+    assert places[:2] == [None, None] and set(places[2:]) == {model[0].device}, "what a model on a GPU reads is there"
     assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model[0].named_parameters())
 
 
