@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -349,6 +350,22 @@ TABLES = {
 def test_the_audit_takes_any_table(pasted, capsys):
     executed("19_audit", table={"table": noise.read(io.StringIO(pasted))})
     assert TABLES[pasted] in capsys.readouterr().out
+
+
+def test_the_race_starts_at_the_vanilla_that_is_given_and_in_one_precision():
+    source = "\n".join(cell.source for cell in code_cells(nbformat.read(paths.notebooks() / "18_race.ipynb", 4)))
+    code = "def likelihoods" + source.partition("def likelihoods")[2].partition("runners = {}")[0]
+    config, loaded = Config(scale="paper", method="ga", modality="multimodal", vanilla_path="a/b"), []
+
+    def load(one, precision=None):
+        loaded.append((one.vanilla_path, precision or one.eval_precision))
+        raise InterruptedError
+
+    exec(code, space := {"config": config, "replace": replace, "pipeline": SimpleNamespace(vanilla=load, model=load)})
+    for function, given in (("stands", ["vanilla"]), ("run", [config, None])):
+        with pytest.raises(InterruptedError):
+            space[function](*given)
+    assert loaded == [("a/b", "bf16")] * 2
 
 
 @pytest.mark.parametrize("protocol", ["clean", "upstream"])
