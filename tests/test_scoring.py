@@ -197,6 +197,7 @@ RUBRIC = [
     (10, "At 39, she was born on March 12, 1985.", "March 12, 1985", "birth_date"),
     (9, "Born on Mar 12, 1985.", "March 12, 1985", "birth_date"),
     (9, "Born on 1985/03/12.", "March 12, 1985", "birth_date"),
+    (9, "❶ Born on 12 March 1985.", "March 12, 1985", "birth_date"),
     (9, "She earns $1.2 million a year.", "$1,200,000", "salary"),
 ]
 

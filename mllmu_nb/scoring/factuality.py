@@ -122,7 +122,7 @@ def _date_numbers(text: str) -> tuple[set[int], set[int], set[int]]:
     for word in words(re.sub(r"\b\d{1,4}[-/]\d{1,2}[-/]\d{1,4}\b", " ", text)):
         if word in NUMBER_OF:
             months.add(NUMBER_OF[word])
-        elif word.isdigit() and (len(word) == 4 or 1 <= int(word) <= 31):  # an age is no day
+        elif word.isdecimal() and (len(word) == 4 or 1 <= int(word) <= 31):  # an age is no day
             (years if len(word) == 4 else days).add(int(word))
     return years, months, days
 
