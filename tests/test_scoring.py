@@ -197,6 +197,10 @@ RUBRIC = [
     (10, "At 39, she was born on March 12, 1985.", "March 12, 1985", "birth_date"),
     (9, "Born on Mar 12, 1985.", "March 12, 1985", "birth_date"),
     (9, "Born on 1985/03/12.", "March 12, 1985", "birth_date"),
+    (9, "Born on 03-12-1985.", "March 12, 1985", "birth_date"),
+    (9, "Born on 25/3/1985.", "March 25, 1985", "birth_date"),
+    (9, "Born on 25.03.1985.", "March 25, 1985", "birth_date"),
+    (5, "Born on 5-1-1985.", "March 12, 1985", "birth_date"),
     (9, "❶ Born on 12 March 1985.", "March 12, 1985", "birth_date"),
     (9, "She earns $1.2 million a year.", "$1,200,000", "salary"),
 ]

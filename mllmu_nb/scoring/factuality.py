@@ -115,11 +115,13 @@ def _date(answer: str, value: str) -> int | None:
 
 
 def _date_numbers(text: str) -> tuple[set[int], set[int], set[int]]:
-    """Years, months and days named in ``March 12, 1985``, ``12 March 1985``, ``1985-03-12`` or ``3/12/1985``."""
-    dates = re.findall(r"\b(\d{4})[-/](\d{1,2})[-/](\d{1,2})\b", text)
-    dates += [(y, m, d) for m, d, y in re.findall(r"\b(\d{1,2})/(\d{1,2})/(\d{4})\b", text)]
+    """Years, months and days named in ``March 12, 1985``, ``12 March 1985``, ``1985-03-12`` or ``3/12/1985``. The month
+    comes before the day, unless its number is above 12 (``25.3.1985``)."""
+    dates = re.findall(r"\b(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})\b", text)
+    for a, b, year in re.findall(r"\b(\d{1,2})[-/.](\d{1,2})[-/.](\d{4})\b", text):
+        dates.append((year, b, a) if int(a) > 12 else (year, a, b))
     years, months, days = ({int(date[i]) for date in dates} for i in range(3))
-    for word in words(re.sub(r"\b\d{1,4}[-/]\d{1,2}[-/]\d{1,4}\b", " ", text)):
+    for word in words(re.sub(r"\b\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b", " ", text)):
         if word in NUMBER_OF:
             months.add(NUMBER_OF[word])
         elif word.isdecimal() and (len(word) == 4 or 1 <= int(word) <= 31):  # an age is no day
