@@ -22,7 +22,7 @@ DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 FEET = re.compile(
     r"(\d+(?:\.\d+)?) ?(?:(?:feet|foot|ft)\.?,?|['′’])"
-    r"(?: ?(?:and )?(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|''))?"
+    r"(?: ?(?:and )?(?:(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|'')|(1[01]|\d)(?!\.?\d| ?[cm])))?"  # "5 foot 9"
 )
 REFUSAL = re.compile(
     r"\b(sorry|apologi[sz]e|unable to|not able to|not comfortable|decline to|must decline"
@@ -165,7 +165,7 @@ def _number(
 def _centimetres(text: str) -> list[float]:
     """Heights in cm, m or feet and inches."""
     plain = re.sub(r"(?<=\d),(?=\d{1,2}(?!\d))", ".", THOUSANDS.sub("", text.casefold()))  # "1,75 m"
-    feet = [round((float(tall) * 12 + float(more or 0)) * 2.54) for tall, more in FEET.findall(plain)]
+    feet = [round((float(tall) * 12 + float(inches or bare or 0)) * 2.54) for tall, inches, bare in FEET.findall(plain)]
     return feet + [number * 100 if number < 3 else number for number in _quantities(FEET.sub(" ", plain))]
 
 
