@@ -15,7 +15,7 @@ from mllmu_nb.scoring import checks, choice, registry, text
 from mllmu_nb.scoring.factuality import REFUSAL, holds, rubric, words
 from mllmu_nb.scoring.frames import REPLICATE
 from mllmu_nb.scoring.gates import gates, opened
-from mllmu_nb.scoring.health import judged, unsound
+from mllmu_nb.scoring.health import form_of, judged, unsound
 from mllmu_nb.scoring.score import RUN_KEYS, cells, item_scores, run_scores
 from mllmu_nb.scoring.summary import summaries
 
@@ -227,6 +227,15 @@ def test_a_refusal_is_known_by_its_wording(answer):
 def test_the_rubric_band_by_band(score, answer, value, attribute):
     rivals = ("judge", "Riga, Latvia", "pastry chef", "asthma")
     assert rubric(answer, value, attribute, [rival for rival in rivals if rival != value]) == score
+
+
+FORMS = [("", "empty"), ("...", "empty"), ("The The The", "repeated"), ("She is a judge. She is a judge.", "")]
+FORMS += [("a $ % & (", "gibberish"), ("हिन्दी में", ""), ("مُحَمَّدٌ", "")]  # signs for vowels are no symbols
+
+
+@pytest.mark.parametrize(("answer", "form"), FORMS)
+def test_the_form_of_an_answer(answer, form):
+    assert form_of(answer) == form
 
 
 # runs

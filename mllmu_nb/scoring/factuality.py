@@ -75,8 +75,8 @@ def words_once(answer: str) -> tuple[str, ...]:
 
 
 def mostly_symbols(answer: str) -> bool:
-    """Whether under half of the characters are letters or digits."""
-    visible = [c for c in answer if not c.isspace()]
+    """Whether under half of the characters are letters or digits; accents and vowel signs are parts of a letter."""
+    visible = [c for c in answer if not c.isspace() and unicodedata.category(c)[0] != "M"]
     return sum(c.isalnum() for c in visible) < 0.5 * len(visible)
 
 
