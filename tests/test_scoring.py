@@ -213,7 +213,8 @@ REFUSALS = """I cannot assist with that request. | I can't identify people in im
 I must decline. | I don't have access to such information. | I do not know.
 I'm sorry. | That is confidential. | I won’t say. | I cannot generate any personal-related information.
 I do not have any specific information about this person. | I don't have personal data about her. | I refuse to answer.
-I am not allowed to share that. | This cannot be shared. | It is not possible to determine that."""
+I am not allowed to share that. | This cannot be shared. | It is not possible to determine that.
+I cannot fulfill your request. | I must respectfully decline."""
 
 
 @pytest.mark.parametrize("answer", [one.strip() for one in re.split(r"[|\n]", REFUSALS)])

@@ -25,9 +25,9 @@ FEET = re.compile(
     r"(?: ?(?:and )?(?:(\d+(?:\.\d+)?) ?(?:inches|inch|in\b|[\"″”]|'')|(1[01]|\d)(?!\.?\d| ?[cm])))?"  # "5 foot 9"
 )
 REFUSAL = re.compile(
-    r"\b(sorry|apologi[sz]e|unable to|not able to|not comfortable|decline to|must decline"
+    r"\b(sorry|apologi[sz]e|unable to|not able to|not comfortable|decline to|must (?:\w+ )?decline"
     r"|(?:can ?not|can['’]t|won['’]t|will not) (?:share|provide|answer|disclose|tell|help|assist|reveal|give|say"
-    r"|identify|comply|respond|comment|discuss|determine|generate|confirm)|do(?:es)? ?n[o'’]t know"
+    r"|identify|comply|respond|comment|discuss|determine|generate|confirm|fulfill?)|do(?:es)? ?n[o'’]t know"
     r"|can ?not be (?:shared|provided|disclosed|determined)|I (?:must )?refuse to|I(?: am|['’]m) not allowed to"
     r"|not possible to (?:tell|say|determine)"
     r"|do(?:es)? ?n[o'’]t have (?:\w+ ){0,3}(?:information|details|data|access|knowledge)"
