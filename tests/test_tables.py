@@ -296,6 +296,15 @@ def test_models_that_are_asked_in_several_ways_are_compared_with_those_asked_ali
     assert set(cells["gate"]) == {"closed"}
 
 
+def test_letters_and_blanks_are_compared_only_after_as_many_examples():
+    """Vanilla and the oracle were shown five alone: GA without examples is compared with them by likelihood."""
+    runs = [make(name, lambda q, name=name: name == "vanilla", shots=5, **FEW) for name in ("vanilla", "oracle")]
+    runs += [make("ga", lambda q: True, modality="multimodal", shots=shots, **FEW) for shots in (0, 5)]
+    cells = Scores.of(runs).cells.query("method == 'ga' and set == 'forget' and against == 'oracle'")
+    count = cells[cells["metric"] == "accuracy"].groupby(["shots", "task", "scoring"])["value"].count()
+    assert count[0].tolist() == [0, 4, 0] and count[5].tolist() == [3, 4, 4], "letters are not compared across views"
+
+
 def test_without_an_oracle_the_gate_is_unknown():
     runs = [
         make(method, modality=modality, sets=("forget",), **FEW)

@@ -14,7 +14,7 @@ from mllmu_nb.scoring import frames
 from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import NO_PAIR, PER, Metric, NotMeasured, by_key, metrics
-from mllmu_nb.scoring.summary import NOTHING, asked_differently, by_task, by_view, paired, summaries
+from mllmu_nb.scoring.summary import NOTHING, asked_differently, by_task, by_view, examples, paired, summaries
 from mllmu_nb.statistics.intervals import Interval, equivalence
 
 RUN_KEYS = ["run", "base_model", "forget_ratio", "replicate", "method", "protocol", "variant", "modality", "after"]
@@ -154,7 +154,8 @@ def _across_views(items: pd.DataFrame, key: list[str]) -> list[dict]:
     result = []
     for metric in metrics(by_fact=True, per="answer"):
         facts = paired_facts(items, metric)
-        forget = paired(facts[facts["set"] == "forget"], "oracle", list(VIEWS), [*PEOPLE, "profile", "number"])
+        on = [*PEOPLE, "profile", "number", *examples(metric, key)]
+        forget = paired(facts[facts["set"] == "forget"], "oracle", list(VIEWS), on)
         gaps = forget.assign(**{view: forget[view] - forget[f"{view}_reference"] for view in VIEWS})
         gaps = gaps[~is_model(gaps, "oracle")].rename(columns={"text": "gap", "image_text": "gap_reference"})
         low, high = metric.bounds

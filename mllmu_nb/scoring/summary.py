@@ -12,6 +12,9 @@ from mllmu_nb.scoring.registry import Metric
 from mllmu_nb.statistics.intervals import interval, paired_difference
 
 NOTHING = {"value": nan, "low": nan, "high": nan, "dots": ()}
+# The questions that worked examples precede, and the parameters that decide how many and whose.
+WITH_EXAMPLES = {("classification", "letter"), ("cloze", "")}
+EXAMPLES = ("shots", "shot_source")
 
 
 def summaries(rows: pd.DataFrame, by: Sequence[str], metrics: Iterable[Metric], minus: bool = False) -> list[dict]:
@@ -62,11 +65,16 @@ def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against
         needed = [*by, *PAIRED_ON, "shot_seed", "method", "after", "replicate", "view", "person", *columns]
         asked = of_metric(rows, task, scoring)[list(dict.fromkeys(needed))]
         if against:
-            asked = paired(asked, against, columns)
+            asked = paired(asked, against, columns, [*PAIRED_ON, *examples(group[0], by)])
             asked = asked[~is_model(asked, against)]
         for view in (asked, asked.assign(view=POOLED)):
             result += summaries(view, [*by, "set", "view"], group, minus=bool(against))
     return result
+
+
+def examples(metric: Metric, names: Sequence[str]) -> list[str]:
+    """Return which of the parameters ``names`` decide about the worked examples before the metric's questions."""
+    return [name for name in EXAMPLES if name in names and metric.key[:2] in WITH_EXAMPLES]
 
 
 def asked_differently(rows: pd.DataFrame) -> list[str]:
@@ -77,9 +85,9 @@ def asked_differently(rows: pd.DataFrame) -> list[str]:
     return [*names, "shot_seed"] if shots else names
 
 
-def paired(rows: pd.DataFrame, against: str, columns: Sequence[str], on: list[str] = PAIRED_ON) -> pd.DataFrame:
+def paired(rows: pd.DataFrame, against: str, columns: Sequence[str], on: Sequence[str] = PAIRED_ON) -> pd.DataFrame:
     """The rows that ``against`` (vanilla, oracle) was asked as well, with its ``columns`` as ``.._reference``."""
     reference = rows[is_model(rows, against)]
-    on = [*on, *asked_differently(reference)]
+    on = list(dict.fromkeys([*on, *asked_differently(reference)]))
     reference = reference[[*on, *columns]].drop_duplicates(on)
     return rows.merge(reference, on=on, suffixes=("", "_reference"))
