@@ -789,6 +789,7 @@ def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
     row = {"method": "ga", "variant": "canonical", "modality": "multimodal", "after": "", "view": "both"}
     row |= {"task": "classification", "scoring": "likelihood", "metric": "accuracy", "n_profiles": 10, "replicate": 0}
     row |= {"low": 0.1, "high": 0.9, "set": "forget", "train_seed": 0, "unlearn_seed": 0, "shot_seed": 0, "bits": ""}
+    row["data_seed"] = 0
     drawn = [{"value": 0.5}, {"value": 0.7, "train_seed": 1}, {"value": 0.4, "bits": "other"}]
     known = tables.sources(pd.DataFrame([row | one | {"model": "GA"} for one in drawn])).set_index("factor")
     assert list(known.index) == ["people", "replicate", "train_seed", "bits"] and (known["set"] == "forget").all()
@@ -799,13 +800,18 @@ def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():
 
 def test_the_error_of_people_is_subtracted_only_from_what_draws_them():
     """Two replicates (.5 and .7) by two orders (.1 more). The intervals are 2 · 2.262 · .1 wide: the error is .1."""
-    row = {"method": "ga", "model": "GA", "view": "both", "set": "forget", "n_profiles": 10}
+    row = {"method": "ga", "model": "GA", "view": "both", "n_profiles": 10, "data_seed": 0, "replicate": 0}
     row |= dict(zip(KEY, ("classification", "likelihood", "accuracy"), strict=True))
-    rows = [
-        row | {"replicate": draw, "unlearn_seed": order, "value": value, "low": value - 0.2262, "high": value + 0.2262}
-        for draw, order, value in ((0, 0, 0.5), (0, 1, 0.6), (1, 0, 0.7), (1, 1, 0.8))
-    ]
-    for given, expected in ((False, 0.02 - 0.01), (True, 0.02)):
+    own, same = 0.02 - 0.01, 0.02
+    for given, drawn_by, set_name, expected in (
+        (False, "replicate", "forget", own), (False, "replicate", "retain", same), (True, "replicate", "forget", same),
+        (False, "data_seed", "forget", own), (False, "data_seed", "retain", own), (True, "data_seed", "retain", same),
+    ):  # fmt: skip
+        rows = [
+            row | {"set": set_name, drawn_by: draw, "unlearn_seed": order}
+            | {"value": value, "low": value - 0.2262, "high": value + 0.2262}
+            for draw, order, value in ((0, 0, 0.5), (0, 1, 0.6), (1, 0, 0.7), (1, 1, 0.8))
+        ]  # fmt: skip
         variance = tables.sources(pd.DataFrame(rows), given).set_index("factor")["variance"]
         assert variance["replicate"] == pytest.approx(expected, rel=1e-3)
         assert variance["unlearn_seed"] == pytest.approx(0.005)

@@ -17,7 +17,7 @@ from mllmu_nb.reporting.grid import ASKED_IN, LIMITS, column, number_text, rows_
 from mllmu_nb.reporting.runs import COLLAPSED, MODALITIES, REFERENCES, Scores, models_in_order
 from mllmu_nb.reporting.sheet import Sheet, write_sheets
 from mllmu_nb.scoring import judge, path, registry, utility
-from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, VIEWS, has
+from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, POOLED, REPLICATE, VIEWS, has
 from mllmu_nb.scoring.gates import opened
 from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
@@ -554,10 +554,13 @@ def sources(runs: pd.DataFrame, one_forget_set: bool = False) -> pd.DataFrame:
     ``factor`` (one of SOURCES: people, or what varies), as in :func:`~mllmu_nb.statistics.variance.variance_split`.
 
     ``runs`` are from ``Scores.run_scores``, of one GROUP, with a column ``model``: a source moves the scores of runs
-    that have the same ``model``. A column ``bits`` says which runs were computed with other rounding. With
-    ``one_forget_set``, all replicates have the same forget people.
+    that have the same ``model``. A column ``bits`` says which runs were computed with other rounding. Another data seed
+    is another replicate. With ``one_forget_set``, all replicates have the same people.
     """
     runs = runs[~runs["method"].isin(REFERENCES) & (runs["view"] == POOLED)]
+    # the forget people are a replicate's own, with several data seeds the retain people too; else all are the same
+    people_of = set() if one_forget_set else {"forget", "retain"} if runs["data_seed"].nunique() > 1 else {"forget"}
+    runs = runs.assign(replicate=runs.groupby(REPLICATE).ngroup())
     # a replicate's number sets its seeds, so a seed is a source of its own only if it varies within a replicate
     seeds = [name for name in SOURCES if name in runs and name != "replicate"]
     within = runs.groupby(["model", "replicate"])[seeds].nunique().gt(1).any()
@@ -567,8 +570,7 @@ def sources(runs: pd.DataFrame, one_forget_set: bool = False) -> pd.DataFrame:
         if here.empty or one.bounds != (0.0, 1.0):
             continue
         error = standard_errors(here["low"], here["high"], here["n_profiles"])
-        # the forget people are a replicate's own; whatever else varies, the same people are asked in every run
-        drawn = ["replicate"] if set_name == "forget" and not one_forget_set else []
+        drawn = ["replicate"] if set_name in people_of else []
         split = variance_split(here.assign(se=error), factors, drawn).query("factor != 'model'")
         people = {"factor": "people", "levels": here["n_profiles"].max(), "sd": float((error**2).mean() ** 0.5)}
         asked = {"set": set_name, **dict(zip(KEY, one.key, strict=True))}
