@@ -171,6 +171,12 @@ def test_what_changes_no_score_makes_no_other_model_and_two_scorings_are_not_poo
         Scores.of([make("vanilla", scoring=scoring, **FEW) for scoring in ("letter", "both")])
 
 
+def test_a_setting_that_is_a_list_tells_the_models_of_a_grid_apart():
+    lists = [["q"], ["q", "v"]]
+    made = [make("ga", modality="multimodal", after="relearn", settings={"modules": one}, **FEW) for one in lists]
+    assert runs.items_of(made)["modules"].unique().tolist() == ["['q']", "['q', 'v']"]
+
+
 def test_the_same_people_and_seeds_twice_are_refused():
     run = make("ga", modality="multimodal", **FEW)
     copy = but(replace(run, record={**run.record, "run": "copy"}), answers=run.answers.assign(run="copy"))

@@ -80,8 +80,9 @@ class Run:
         return item_scores(self.answers)
 
     def values(self, names: Iterable[str]) -> dict[str, Any]:
-        """Parameters by name, "" for those that the run does not have."""
+        """Parameters by name, "" for those that the run does not have; lists as text, so that they fit in a cell."""
         known = {name: value for name, value in self.parameters.items() if value is not None}
+        known |= {name: str(value) for name, value in known.items() if isinstance(value, list | tuple | dict)}
         return {name: known.get(name, "") for name in names}
 
     @property
