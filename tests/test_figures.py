@@ -340,6 +340,9 @@ def test_the_paths_of_each_set_have_a_row_a_modality(known):
     titles = [panel.get_title() for panel in figure.axes]
     assert titles[:2] == ["Retain, unlearned on image + text", "Test, unlearned on image + text"] and len(titles) == 6
     assert_readable(figure)
+    figure = figures.path_by_set(replace(known, points=known.points[known.points["set"] != "celebrity"]))
+    assert [panel.get_title() for panel in figure.axes][:2] == titles[:2] and len(figure.axes) == 4, "no celebrities"
+    assert words(figure).count("GA") == 2, "names stand beside the last panel of each row"
     with pytest.raises(KitError, match="no unlearning has a path"):
         figures.path_by_set(group(everybody(people=12, famous=2)[:2]))
 

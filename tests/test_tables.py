@@ -406,7 +406,7 @@ def test_the_pairs_table_has_the_difference_of_what_two_methods_keep(gated):
     assert half["low"] < half["value"] < half["high"]
     shown = line(tables.sheets("table_pairs", scores)[0].markdown(), "Grad. Diff. minus GA")[1]
     assert shown.startswith(f"{100 * half['value']:+.0f} ".replace("-", "−"))
-    assert tables.sheets("table_pairs", gated)[0].remarks == ["Not compared: there are no two methods."]
+    assert tables.sheets("table_pairs", gated)[0].remarks == ["Not compared: no two methods have paths."]
 
 
 def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
@@ -752,7 +752,8 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     gates = pd.DataFrame([("generation", "", "exact", "both", "closed")], columns=[*KEY, "view", "gate"])
     choices = [("classification", "likelihood", "accuracy", "image_text", "open")]
     gates = pd.concat([gates, pd.DataFrame(choices, columns=gates.columns)])
-    scores = SimpleNamespace(kept_by_person={"both": None}, gates=gates, by=[])
+    points = pd.DataFrame({"set": ["celebrity"]})
+    scores = SimpleNamespace(kept_by_person={"both": None}, gates=gates, by=[], points=points)
     found = tables.verdicts(scores).reset_index()
     said = {name: rows["verdict"].tolist() for name, rows in found.groupby("compared")}
     shut = [f"{verdict} (gate closed)" for verdict in ("supported", "not supported", "undecided")]
@@ -782,6 +783,15 @@ def test_an_edge_is_said_of_the_whole_interval(known, monkeypatch):
     monkeypatch.undo()
     assert len(tables.edges(known).columns) == 2, "of runs with paths"
     assert tables.edges(replace(known, points=path.no_points())).empty
+
+
+def test_without_celebrities_nothing_is_said_of_them(known):
+    scores = replace(known, points=known.points[known.points["set"] != "celebrity"])
+    (first, *_), [pairs] = (tables.sheets(name, scores) for name in ("table_path", "table_pairs"))
+    for sheet in (first, pairs):
+        assert "Kept: likelihood about Retain, asked in both views." in sheet.markdown()
+    assert "There is no path about these people beside an oracle's." in first.markdown()
+    assert not any("celebrities" in part for part in report.paragraph(scores) if isinstance(part, str))
 
 
 def test_what_varies_alone_within_a_replicate_is_a_source_of_its_own():

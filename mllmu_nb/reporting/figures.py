@@ -289,7 +289,7 @@ def forgetting_utility(scores: Scores) -> Figure:
     fall = rows(scores, wanted, ["forget"], [POOLED], against="vanilla").query("method != 'base'")
     kept = rows(scores, wanted, ["retain", "celebrity"], [POOLED]).query("method != 'base'")
     if fall.empty or kept.empty:
-        raise KitError("forgetting against utility needs vanilla and one unlearned model on forget and another set")
+        raise KitError("it needs vanilla and another model, asked by likelihood about forget and another set")
     ends = ("value", "high", "low", "dots")
     heights = {row["model"]: [np.negative(row[end]) for end in ends] for row in fall.to_dict("records")}
     heights |= dict.fromkeys(kept.loc[is_model(kept, "vanilla"), "model"], [0.0] * 4)
@@ -383,7 +383,7 @@ def along_the_path(scores: Scores) -> Figure:
         ends.append(plots.End(panel, goal, "Oracle", INK, plots.look("oracle")))
         panel.set_title(f"Unlearned on {MODALITIES[modality]}", loc="left", fontweight="bold")
         panel.set_xlabel("Forgotten: gap closed in the trained view, %")
-    axes[0][0].set_ylabel("Kept: right about Retain and celebrities, %")
+    axes[0][0].set_ylabel(f"Kept: right about Retain{grid.celebrities(scores, ' and celebrities')}, %")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)
     return drawn
@@ -427,16 +427,17 @@ def path_by_set(scores: Scores) -> Figure:
     below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
     below += grid.collapse_note(scores, map(scores.named, scores.models()))
     size, ends = (PAGE, 0.7 + max(1.7, 0.35 + beside(scores, kept)) * len(modalities)), []
-    drawn, axes = plots.panels(len(modalities), 3, size, below, title(path_by_set), sharex=True, sharey=True)
+    sets = [what for what in ("retain", "test", "celebrity") if (kept["what"] == what).any()]  # perhaps no celebrities
+    drawn, axes = plots.panels(len(modalities), len(sets), size, below, title(path_by_set), sharex=True, sharey=True)
     for line, modality in zip(axes, modalities, strict=True):
         line[0].set_ylabel("right by likelihood, %")
-        for panel, what in zip(line, ("retain", "test", "celebrity"), strict=True):
+        for panel, what in zip(line, sets, strict=True):
             here = kept[(kept["modality"] == modality) & (kept["what"] == what)]
             for name, look, rows in trails(panel, scores, here, 1.5):
                 if panel is line[-1]:
                     ends.append(plots.End(panel, 100 * rows["value"].iloc[-1], name, INK, look))
             panel.set_title(f"{what.capitalize()}, unlearned on {MODALITIES[modality]}", fontsize=SMALL)
-    axes[-1][1].set_xlabel("Forgotten: gap closed in the trained view, %")
+    axes[-1][len(sets) // 2].set_xlabel("Forgotten: gap closed in the trained view, %")
     seaborn.despine(drawn)
     plots.name_ends(drawn, ends)
     plots.corner(drawn, grid.group_title(scores))

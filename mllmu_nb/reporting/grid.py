@@ -205,6 +205,11 @@ def asked_along(scores: Scores) -> str:
     return f"People asked along a path, in each replicate: {listed}. {repeats(scores)}"
 
 
+def celebrities(scores: Scores, words: str) -> str:
+    """The ``words`` on celebrities in a text on what is kept; "" if none were asked: it is then about Retain alone."""
+    return words if (scores.points["set"] == "celebrity").any() else ""
+
+
 def interpolated(scores: Scores, closed_in: str = "trained") -> str:
     """The remark below results between the points of paths: how far apart the points around half closed are."""
     widths: dict[str, list[float]] = defaultdict(list)

@@ -13,7 +13,7 @@ from mllmu_nb import paths
 from mllmu_nb.data.schema import Profile
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, tables
-from mllmu_nb.reporting.grid import group_title, number_text, select
+from mllmu_nb.reporting.grid import celebrities, group_title, number_text, select
 from mllmu_nb.reporting.runs import MODALITIES, Scores, class_of, run_table
 from mllmu_nb.reporting.sheet import latex_text, markdown_text, write_csv
 from mllmu_nb.scoring import path
@@ -141,8 +141,8 @@ def paragraph(scores: Scores) -> Iterator[str | Number]:
         unlearned_on = {"modality": "none"}  # the sentence says it
         names = [scores.name(tuple((row | unlearned_on)[column] for column in name)) for row in rows]
         where = f"Trained on {MODALITIES[modality]}, where half of the gap in the trained view is closed"
-        yield from (f" {where}, {names[0]} still picks the right option in ", read[0], " of the questions on Retain ")
-        yield from (f"and the celebrities, {names[1]} in ", read[1], ".")
+        yield from (f" {where}, {names[0]} still picks the right option in ", read[0], " of the questions on Retain")
+        yield from (f"{celebrities(scores, ' and the celebrities')}, {names[1]} in ", read[1], ".")
         if len(free) == len(rows):
             yield from (f" After {names[0]}, ", read[2], " of the free answers about Retain state the fact, after ")
             yield from (f"{names[1]} ", read[3], ".")

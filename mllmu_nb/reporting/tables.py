@@ -342,7 +342,6 @@ def leakage_table(scores: Scores) -> Iterator[Sheet]:
 HEADS = {path.KEPT: "Kept", "retain": "Retain", "celebrity": "Celebrities", "free": "Retain, free", "test": "Test"}
 READ_OFF = [(path.KEPT, place) for place in (*path.PLACES, path.AREA)]
 READ_OFF += [(name, 0.5) for name in HEADS if name != path.KEPT]
-KEPT_IS = "Kept: likelihood about Retain and the celebrities, half each, asked in both views."
 CLOSED_IN = {"trained": "in the view that was trained", POOLED: "views pooled"}
 AFTER = "A step after unlearning trains nothing, so it has no path."
 CLAIMS = {  # what is left of Forget: heading, the better modality in the paper, and the gate that must be open
@@ -358,9 +357,9 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
     columns = [(_closed(place), HEADS[name] + " %") for name, place in READ_OFF]
     remarks = [
         "Per cent, with [low, high], the 95 % interval. Closed: the share of the gap between vanilla and the oracle in "
-        f"the likelihood of the forget people that is gone. {KEPT_IS} Area: its mean from 0 to 75 % closed. The Test "
-        "score should fall as the Forget score does. (2 of 5): only 2 of 5 replicates get there, and the number is the "
-        "mean of these 2; one alone has no interval.",
+        f"the likelihood of the forget people that is gone. {_kept_is(scores)} Area: its mean from 0 to 75 % closed. "
+        "The Test score should fall as the Forget score does. (2 of 5): only 2 of 5 replicates get there, and the "
+        "number is the mean of these 2; one alone has no interval.",
         grid.asked_along(scores),
     ]
     for closed_in, text in CLOSED_IN.items():
@@ -381,6 +380,16 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
         yield Sheet(title, label, "Method", columns, blocks, below, frame)
 
 
+def _kept_is(scores: Scores) -> str:
+    people = "Retain" + grid.celebrities(scores, " and the celebrities, half each")
+    return f"Kept: likelihood about {people}, asked in both views."
+
+
+def _of_a_grid(scores: Scores) -> str:
+    """Why the methods of a grid are not compared; "" if none has several settings."""
+    return f"runs of one method differ in {', '.join(scores.by)}" if scores.by else ""
+
+
 def _closed(place: float | str) -> str:
     return "Area" if place == path.AREA else f"At {place:.0%} closed"
 
@@ -388,7 +397,7 @@ def _closed(place: float | str) -> str:
 def kept_text(row: Mapping[str, Any] | None, signed: bool = False) -> str | tuple[str, str]:
     """What is kept, in per cent, and in how many replicates; or "" and the reason why there is no number."""
     if row is None:
-        return "", "There is no path beside an oracle's."
+        return "", "There is no path about these people beside an oracle's."
     if pd.isna(row["value"]):
         return "", "Never reached."
     reached = "" if row["n_replicates"] == row["of"] else f" ({row['n_replicates']} of {row['of']})"
@@ -428,13 +437,13 @@ def verdicts(scores: Scores) -> pd.DataFrame:
     in points, and whether the whole interval is on the side of the claim. Nothing is tested in a grid, where runs of
     one method differ in a parameter."""
     columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
-    if scores.by:
-        why = f"not tested: runs of one method differ in {', '.join(scores.by)}"
-        return pd.DataFrame([["any share", "any measure", "", 0, why]], columns=columns).set_index(columns[:2])
+    if why := _of_a_grid(scores):
+        row = ["any share", "any measure", "", 0, f"not tested: {why}"]
+        return pd.DataFrame([row], columns=columns).set_index(columns[:2])
     differences = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
     gates, rows = scores.gates.set_index([*KEY, "view"])["gate"], []
     for row in differences.query("method == 'all'").sort_values("place").to_dict("records") if len(differences) else []:
-        said, verdict = "kept on Retain and Celebrity", "no claim"
+        said, verdict = "kept on Retain" + grid.celebrities(scores, " and Celebrity"), "no claim"
         if row["what"] in CLAIMS:
             name, better, measured = CLAIMS[row["what"]]
             less, more = row["high"] < 0, row["low"] > 0
@@ -465,8 +474,7 @@ def edges(scores: Scores) -> pd.DataFrame:
 def ranking_table(scores: Scores) -> Iterator[Sheet]:
     """The ranking by what is kept with half the gap closed: place, letters, score; also who is left out, and why."""
     title = "Ranking by what is kept where half the gap is closed"
-    why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else scores.ranking.refused
-    if why:
+    if why := _of_a_grid(scores) or scores.ranking.refused:
         yield Sheet(title, "ranking", remarks=[f"Not ranked: {why}."])
         return
     (methods, pairs, _), blocks = scores.ranking, []
@@ -497,7 +505,7 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
     title = "Difference between two methods in what is kept at equal forgetting, points"
     frame = pd.DataFrame() if scores.by else differences(scores)
     if frame.empty:
-        why = f"runs of one method differ in {', '.join(scores.by)}" if scores.by else "there are no two methods"
+        why = _of_a_grid(scores) or "no two methods have paths"
         yield Sheet(title, "pairs", remarks=[f"Not compared: {why}."])
         return
     known, blocks = rows_by(frame, ["modality", "first", "second", "place"]), []
@@ -509,7 +517,7 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
     remark = (
         "Person by person, in the replicates in which both get there (2 of 5: in only 2 of 5). [low, high] is the 95 % "
         "interval of one difference; it is not corrected for their number. Models that have collapsed at the end of "
-        f"their run are compared too. {KEPT_IS} The gap is that of the view that was trained."
+        f"their run are compared too. {_kept_is(scores)} The gap is that of the view that was trained."
     )
     columns = [(_closed(place), "Kept") for place in path.PLACES]
     below = [remark, grid.asked_along(scores)]
