@@ -35,6 +35,8 @@ from mllmu_nb.unlearning.base import IGNORE, METHODS, Method, ReferenceLogProbs,
 
 SCALES = ("miniature", "paper")
 ROWS, TOKENS, VOCABULARY, WIDTH, SEQUENCE = 3, 4, 7, 5, 9  # of the random step
+# What each hook is called with.
+HOOKS: dict[str, tuple] = {"after_backward": ("a term", {}), "before_update": ({},), "after_update": ({},)}
 
 
 def _require(subject: str, holds: Any, problem: str) -> None:
@@ -57,6 +59,11 @@ def check_method(method: type[Method]) -> None:
     for name, kind in inspect.get_annotations(method).items():
         declared = name in settings or "ClassVar" in str(kind)
         require(declared, f"{name} is no hyper-parameter yet: put @dataclass(frozen=True) above the class")
+    for hook, given in HOOKS.items():
+        try:
+            inspect.signature(getattr(method, hook)).bind(method, *given)
+        except TypeError as error:
+            require(False, f"{hook} does not take what it is called with: {error}")
     for name in method.needs.hidden:
         require(name in settings, f"needs.hidden names {name}, which is no hyper-parameter")
     keys = {*SCALES, *itertools.product(SCALES, MODALITIES)}

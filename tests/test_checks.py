@@ -63,6 +63,7 @@ def spoilt(**attributes):
         ({"__annotations__": {"scale": "float"}, "scale": 1.0}, "every run has a parameter scale: choose another name"),
         ({"__annotations__": {"low": "float"}, "low": 1.0}, "low is a column of the scores: choose another name"),
         ({"__annotations__": {"beta": "list"}, "beta": ()}, "beta needs a default: a number, text, True or False"),
+        ({"before_update": lambda self: None}, "before_update does not take what it is called with: too many"),
         ({"yields": lambda step: []}, "its loss gives nothing: a loss yields pairs"),
         ({"yields": lambda step: [("forget", step.forget.mean_nll)]}, "its loss gives ('forget', tensor(["),
         ({"yields": lambda step: [("a", step.forget.mean_nll[:1])]}, "its loss gives ('a', tensor(["),

@@ -258,7 +258,8 @@ def notebook_for(config: Config) -> Path:
         notebooks = list(paths.notebooks().glob("*_evaluate.ipynb"))
     if len(notebooks) != 1:
         count, where = len(notebooks), " and ".join(sorted(map(str, places)))
-        raise KitError(f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}")
+        need = f"there must be one notebook for method {config.method!r}, not {count}: {pattern} in {where}"
+        raise KitError(need if count else f"{need}. Run a sweep in a checkout of the kit, which has the notebooks")
     return notebooks[0]
 
 
