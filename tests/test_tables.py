@@ -90,16 +90,21 @@ def test_table_1_counts_people_and_questions(known):
     assert "1,680 questions and answers about 30 of them and 12 more" in sheet.latex()
 
 
-def test_table_1_has_a_sheet_for_each_number_of_people():
-    runs = []
+@pytest.mark.parametrize(
+    ("given", "parameter", "title", "row"),
+    [("people", "people", "people", "Retain"), ("famous", "celebrities", "celebrities", "Celebrity")],
+)
+def test_table_1_has_a_sheet_for_each_number_of_people(given, parameter, title, row):
+    runs, shown = [], []
     for count in (20, 30):
-        run = make("vanilla", people=count, **FEW)
-        parameters = {**run.record["parameters"], "people": count}
+        run = make("vanilla", **{**FEW, given: count})
+        parameters = {**run.record["parameters"], parameter: count}
         runs.append(replace(run, record={**run.record, "run": f"vanilla-{count}", "parameters": parameters}))
         runs[-1] = but(runs[-1], answers=run.answers.assign(**columns_of(runs[-1].record)))
+        shown.append(str(count - 10 if given == "people" else count))  # ten are to be forgotten
     few, many = tables.sheets("table1_data", Scores.of(runs))
-    assert few.title.startswith("Data, 20 people: ") and many.title.startswith("Data, 30 people: ")
-    assert [line(one.markdown(), "Retain")[0] for one in (few, many)] == ["10", "20"] and few.label != many.label
+    assert few.title.startswith(f"Data, 20 {title}: ") and many.title.startswith(f"Data, 30 {title}: ")
+    assert [line(one.markdown(), row)[0] for one in (few, many)] == shown and few.label != many.label
 
 
 def test_table_2_has_the_papers_layout(known):

@@ -133,6 +133,7 @@ def _leakage(beside: Beside) -> pd.DataFrame:
     across = has(beside.cells, [*KEY, "set", "view"], [*LIKELIHOOD_KEY, "forget", ACROSS])
     cells = beside.cells[across].dropna(subset="value")
     texts = [f"{100 * c.value:+.0f} [{100 * c.low:+.0f}, {100 * c.high:+.0f}]" for c in cells.itertuples()]
+    texts = [text.replace("-", "−") for text in texts]  # as in tables
     return pd.DataFrame({"points": texts}, index=["by name minus by portrait"] * len(texts))
 
 

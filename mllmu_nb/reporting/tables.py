@@ -96,17 +96,25 @@ def _score_metrics(scores: Scores) -> list[Metric]:
 # -- people, questions and cost ---------------------------------------------------------------------------------
 
 
+KINDS = {"fictitious": "people", "pool": "in the pool", "celebrity": "celebrities"}
+
+
 @table("table1_data")
 def data_table(scores: Scores) -> Iterator[Sheet]:
-    """Table 1: people, portraits (one each) and questions of each set; one sheet per number of people in a grid."""
-    records: dict[int, dict] = {}
+    """Table 1: people, portraits (one each) and questions of each set. In a grid over numbers of people: one sheet for
+    each number."""
+    sizes = pd.DataFrame([run.record["people"] for run in scores.runs])
+    varied = [kind for kind in sizes if sizes[kind].nunique() > 1]
+    records: dict[tuple[int, ...], dict] = {}
     for run in scores.runs:
-        records.setdefault(run.record["people"]["fictitious"], run.record)
+        records.setdefault(tuple(run.record["people"][kind] for kind in varied), run.record)
     asked = list(product(TASKS, VIEWS))
     columns = [(registry.TASKS[task].capitalize(), VIEWS[view].capitalize()) for task, view in asked]
     columns = [("", "People"), ("", "Images"), *columns, ("", "Questions")]
-    for number, record in sorted(records.items()):
-        title, label = ("Data", "data") if len(records) == 1 else (f"Data, {number} people", f"data-{number}")
+    for numbers, record in sorted(records.items()):
+        words = (f"{number} {KINDS[kind]}" for kind, number in zip(varied, numbers, strict=True))
+        title = ", ".join(["Data", *words])
+        label = "-".join(map(str, ["data", *numbers]))
         counts, frame, kinds = {}, [], record["people"]
         for name, counted in ((name, record["sets"][name]) for name in SETS if name in record["sets"]):
             pictured = any(counted.get(f"{task}/image_text") for task in TASKS)
