@@ -383,7 +383,8 @@ def path_table(scores: Scores) -> Iterator[Sheet]:
             blocks += [(heading, rows)] if rows else []
         below = [*remarks, grid.interpolated(scores, closed_in), *grid.coarser(scores, closed_in)]
         shown = kept["place"].isin([*path.PLACES, path.AREA])
-        each = [" ".join(f"{dot:.4f}" for dot in dots) for dots in kept["dots"].where(shown, "")]
+        # rounded twice, so that a mean beside a tie is printed alike whatever the CPU's last bit
+        each = [" ".join(f"{round(dot, 9):.4f}" for dot in dots) for dots in kept["dots"].where(shown, "")]
         frame = kept.drop(columns="dots").assign(replicates=each)
         yield Sheet(title, label, "Method", columns, blocks, below, frame)
 
