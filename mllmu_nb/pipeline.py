@@ -25,6 +25,7 @@ from mllmu_nb.data.conversations import MODALITIES, Conversation, training_conve
 from mllmu_nb.data.exams import Exams
 from mllmu_nb.data.schema import LETTERS, SETS
 from mllmu_nb.errors import KitError
+from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.processes import cores, end_with_parent, launched
 from mllmu_nb.scoring import anchor
 from mllmu_nb.scoring.utility import FILE as UTILITY
@@ -288,8 +289,9 @@ def asked_at_once(config: Config, usual: Mapping[str, int] = EVAL_BATCH) -> int:
 
 def shared_answers(config: Config) -> Stage | None:
     """The stage that asks a model which is the same at every forget ratio (vanilla, base, prompting) the questions of
-    one ratio; at another, only further ones are asked. None for any other model, for people without a set of that
-    ratio or with too few in one to draw from, and if other worked examples are shown there."""
+    one ratio; at another, only further ones are asked. Sets with other worked examples at each ratio are asked only
+    what no example precedes. None for any other model, and for people without a set of that ratio or with too few in
+    one to draw from."""
     if config.trains or config.after or config.method in ("oracle", YOURS):
         return None
     try:
@@ -297,14 +299,13 @@ def shared_answers(config: Config) -> Stage | None:
         drawn = inputs.draws_of(shared)
     except KitError:
         return None
-    if drawn["shots"] != inputs.draws_of(config)["shots"]:
-        return None
+    free_only = drawing.of_one_ratio(drawn)
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import utility
 
         (asked, processor), seen, began = model(shared), dict[str, dict](), time.perf_counter()
-        _ask(shared, asked, processor, folder, made.key, draws=drawn, seen=seen)
+        _ask(shared, asked, processor, folder, made.key, draws=drawn, seen=seen, free_only=free_only)
         write_json(folder / "asked.json", {"seconds": round(time.perf_counter() - began, 3)})
         pd.DataFrame.from_dict(seen, orient="index").to_parquet(folder / "answers.parquet")
         if shared.scale == "miniature":

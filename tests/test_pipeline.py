@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import weakref
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -498,6 +499,33 @@ def test_a_model_that_is_the_same_at_every_ratio_is_asked_once(config, made, mon
     key = pipeline.shared_answers(prompting).key
     monkeypatch.setattr(type(unlearning.get("prompting")), "system", "Tell nobody anything.")
     assert pipeline.shared_answers(prompting).key != key, "another prompt is another question"
+
+
+def test_with_other_examples_at_each_ratio_free_answers_and_celebrities_are_asked_once(config, monkeypatch):
+    asked, honest = Counter(), asking._answers
+
+    def counted(model, processor, inquiry, batch_size, progress, prompts):
+        if inquiry.conversations[0].protocol == "upstream" and inquiry.items[0].set in SETS:  # no path, no utility
+            asked[inquiry.items[0].question.task] += len(prompts.conversations)
+        return honest(model, processor, inquiry, batch_size, progress, prompts)
+
+    monkeypatch.setattr(asking, "_answers", counted)
+    few = {"people": 30, "shots": 5, "protocol": "upstream", "method": "base"}
+    first, second = (config.but(**few, forget_ratio=ratio) for ratio in (10, 15))
+    assert inputs.draws_of(first)["shots"]["test"] != inputs.draws_of(second)["shots"]["test"]
+    before = answers(pipeline.run(first))
+    assert sum(asked.values()) == len(before), "a run at the ratio that is shared asks each question once"
+    asked.clear()
+    rows = answers(pipeline.run(second))
+    changed = rows[rows["set"] != "celebrity"].groupby("task").size()
+    assert asked["classification"] == changed["classification"] and asked["cloze"] == changed["cloze"]
+    test, known = rows[(rows["set"] == "test") & (rows["task"] == "generation")], before[before["set"] == "test"]
+    assert asked["generation"] == (~test["profile"].isin(known["profile"])).sum() > 0, "of people new to the Test set"
+    afresh = asking.ask(
+        *pipeline.model(second), inputs.population(second), draws=inputs.draws_of(second),
+        protocol="upstream", scoring="letter", long_prompts="ask", batch_size=256,
+    )  # fmt: skip
+    pd.testing.assert_series_equal(rows["answer"], afresh["answer"])
 
 
 def test_the_peoples_questions_are_written_again_where_they_are_not_whole(config, made):

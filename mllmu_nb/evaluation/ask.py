@@ -1,7 +1,7 @@
 """Ask a model the questions about a population; the result has one row per answer. Nothing is scored here."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from math import nan
@@ -45,6 +45,7 @@ def ask(
     progress: bool = True,
     kept: Path | None = None,
     seen: dict[str, dict] | None = None,
+    free_only: Collection[str] = (),
     scale: str = "miniature",
 ) -> pd.DataFrame:
     """Ask the model all questions of the sets. Return one row per answer, with the columns ``COLUMNS``.
@@ -55,8 +56,8 @@ def ask(
     one letter row per cyclic ``order`` of the options. ``docs/architecture.md`` explains ``long_prompts``. The folder
     ``kept`` stores answers, ``PIECE`` items at a time; the same call after a stop takes them from there. ``seen`` holds
     answers of the same model (prompt and end of the answer, as a hash → ``ANSWER``): such prompts are not asked again,
-    and the others are added. Raises ``KitError`` for an unknown set, and for prompts that are too long before
-    anything is answered.
+    and the others are added. The sets ``free_only`` are asked for free answers alone. Raises ``KitError`` for an
+    unknown set, and for prompts that are too long before anything is answered.
     """
     sets = list(dict.fromkeys(sets))
     if not sets or not set(sets) <= set(SETS):
@@ -67,7 +68,7 @@ def ask(
         how = {"shots": shots, "shot_source": shot_source, "shot_seed": shot_seed, "protocol": protocol}
         draws = drawing.draw(population, sets, shot_people=family.shot_people, **how)
     asking = Asking(population, draws, shots, protocol, system, cyclic, scale)
-    ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit)
+    ways = ways_of(asking, sets=sets, scoring=scoring, limit=limit, free_only=free_only)
 
     @lru_cache(len(ways))  # a small evaluation is encoded once; of a large one, only a few pieces are kept
     def encoded(way: str, shown: int, start: int) -> tuple[Inquiry, Prompts]:
@@ -110,13 +111,20 @@ def ask(
 
 
 def ways_of(
-    asking: Asking, *, sets: Sequence[str] = SETS, scoring: str = "both", limit: int | Mapping[str, int] | None = None
+    asking: Asking,
+    *,
+    sets: Sequence[str] = SETS,
+    scoring: str = "both",
+    limit: int | Mapping[str, int] | None = None,
+    free_only: Collection[str] = (),
 ) -> dict[str, list[Item]]:
     """Return the items of each way to ask, by the name of a method of :class:`Asking`. ``limit``: how many people of
-    each set are asked about (one number, or set → number), the first ones."""
+    each set are asked about (one number, or set → number), the first ones. ``free_only``: as in :func:`ask`."""
     items = []
     for name in sets:
         scored = scored_items(asking, name)
+        if name in free_only:
+            scored = [item for item in scored if item.question.task == "generation"]
         first = limit[name] if isinstance(limit, Mapping) else limit
         people = set(list(dict.fromkeys(item.question.profile for item in scored))[:first])
         items += [item for item in scored if item.question.profile in people]

@@ -67,6 +67,11 @@ def _drawn(population: Population, set_name: str, task: str, count: int, source:
     return Random(key).sample(able, needed)[:count]
 
 
+def of_one_ratio(draws: Mapping[str, Any]) -> list[str]:
+    """Return the sets whose shots are drawn from people who change with the forget ratio."""
+    return [name for name in draws["shots"] if draws["shot_source"] not in ("pool", "retain") and name != "celebrity"]
+
+
 def _source(population: Population, set_name: str, source: str) -> tuple[list[Profile], str]:
     """Return the people that a source may draw from for a set, and their name in messages. For ``retain``, nobody whom
     another forget ratio forgets, so that all ratios show the same people."""
