@@ -265,6 +265,9 @@ def test_a_picture_from_elsewhere_is_upright_small_and_of_a_known_format():
     wide.save(printed := io.BytesIO(), "EPS")  # Pillow would start another program to read it
     with pytest.raises(KitError, match="the picture cannot be decoded"):
         from_bytes(printed.getvalue())
+    Image.new("I;16", (8, 8), 30_000).save(grey := io.BytesIO(), "PNG")  # Pillow would make it white
+    with pytest.raises(KitError, match=r"cannot be decoded \(it has more than 8 bits a channel\): replace it"):
+        from_bytes(grey.getvalue())
 
 
 def test_the_right_option_is_a_little_rarer_among_those_the_oracle_was_taught():

@@ -285,6 +285,10 @@ def test_each_vanilla_of_a_grid_has_its_own_gate():
     [sheet] = tables.sheets("table_gate", scores)
     said = {heading: dict(rows)["Likelihood, points"][-1][0] for heading, rows in sheet.blocks}
     assert said["Vanilla, exams 0.8"].endswith("open") and said["Vanilla, exams 0.0"].endswith("closed")
+    unfinished = Scores.of([run for run in runs if run["method"] == "ga" or run.parameters["exams"] == 0.8]).cells
+    rows = unfinished.query("method == 'ga' and set == 'forget' and against == '' and metric == 'accuracy'")
+    assert set(rows.query("exams == 0.0")["gate"]) == {""}, "its own vanilla is not finished, so it has no gate yet"
+    assert "open" in set(rows.query("exams == 0.8")["gate"])
 
 
 @pytest.mark.parametrize(
@@ -367,6 +371,13 @@ def test_forget_quality_says_what_is_missing(gated):
     assert line(levels.markdown(), "Vanilla, text")[heads.index("LOSS")].startswith("1.00")
     assert "1 % needs 300 fresh sentences: 20 there." in levels.markdown()
     assert {"zlib", "tpr_5_zlib"} <= set(levels.frame["metric"]), "the CSV has those that are not printed"
+    other = {"task": "generation", "label": "Free ratio", "table": "quality", "knowledge": 0}
+    registry.metric("truth_ratio", **other)(lambda items: pd.Series(0.5, items.index))
+    try:
+        [both] = tables.sheets("table_forget_quality", Scores.of(scores.runs))
+    finally:
+        registry.METRICS._entries.pop(("generation", "", "truth_ratio"))
+    assert [head for _, head in both.columns] == [*heads, "Free ratio"], "one of the same name replaces nothing"
     counted = levels.frame.query("metric == 'auc_loss'")["n_profiles"].max()
     [said] = re.findall(r"People[^:]*: Forget (\d+)\.", levels.markdown())
     assert int(said) < counted, "fresh people are no forget people"

@@ -153,6 +153,11 @@ def test_the_name_takes_the_place_of_this_person(text, named):
     assert with_name(text, "Jonas Falk") == named
 
 
+def test_a_name_inside_another_word_names_nobody():
+    assert with_name("Has he been to Alaska?", "Al") == "About Al: Has he been to Alaska?"
+    assert with_name("Has Al been to Alaska?", "Al") == "Has Al been to Alaska?"
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # A small town, worded in several ways
 # ---------------------------------------------------------------------------------------------------------------

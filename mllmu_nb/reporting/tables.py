@@ -315,9 +315,11 @@ def judge_table(scores: Scores) -> Iterator[Sheet]:
 @table("table_forget_quality")
 def quality_table(scores: Scores) -> Iterator[Sheet]:
     """Is the model like one that never saw these people? The CSV has the differences to the oracle as well."""
-    known = {one.name: one for one in metrics(table="quality")}
-    further = [name for name in known if name not in CSV_ALONE.union(*QUALITY.values())]
-    shown = [(span, known[name]) for span, names in {**QUALITY, "Further": further}.items() for name in names]
+    known = metrics(table="quality")
+    first = {one.name: one for one in reversed(known)}  # the package's own, if another task has one of this name
+    shown = [(span, first[name]) for span, names in QUALITY.items() for name in names]
+    placed = {one.key for _, one in shown} | {first[name].key for name in CSV_ALONE}
+    shown += [("Further", one) for one in known if one.key not in placed]
     columns = [column(one, span=span, against="oracle" if one.per == "pair" else "") for span, one in shown]
     remark = (
         "R / (1 + R): 0 where the truth is known, 1/2 where it is as likely as a wrong option (geometric mean). KS, JS "
@@ -325,7 +327,7 @@ def quality_table(scores: Scores) -> Iterator[Sheet]:
         "one person for independent. AUC: 1/2 where forget people look like fresh ones. Limits of KS and JS are over "
         f"several replicates alone, and too narrow near 0. {LIMITS}"
     )
-    frame = select(scores, known.values(), against=["", "oracle"], view=list(VIEWS), set="forget")
+    frame = select(scores, known, against=["", "oracle"], view=list(VIEWS), set="forget")
     options = {"by_view": True, "frame": frame, "remarks": [remark]}
     yield score_sheet(scores, "Forget quality", "quality", paper_rows(scores), columns, {"set": "forget"}, **options)
 

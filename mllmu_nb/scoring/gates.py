@@ -61,8 +61,8 @@ def missed(cells: pd.DataFrame) -> set[tuple[str, ...]]:
 def with_gate(rows: pd.DataFrame, known: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     """Add ``gate`` to ``rows`` (one per GROUP, ``by``, set and AT) from the gates ``known``: "" on sets that should be
     kept, or if vanilla or the oracle lacks such answers. A row about two views is closed if either gate is."""
-    # a parameter that is the same for all vanilla models, such as the rate of unlearning, has no separate gates
-    vanilla = [*GROUP, *(name for name in by if known[name].nunique() > 1)]
+    # what vanilla does not have, such as the rate of unlearning, has no separate gates
+    vanilla = [*GROUP, *(name for name in by if known[name].ne("").any())]
     states = known.set_index([*vanilla, *AT])["gate"].to_dict()
     metrics, gate = by_key(), []
     for set_name, *group, task, scoring, name, view in zip(*(rows[c] for c in ["set", *vanilla, *AT]), strict=True):

@@ -54,6 +54,10 @@ class Metric:
         owner = getattr(self.function, "func", self.function)  # the function in a functools.partial
         object.__setattr__(self, "__module__", owner.__module__)  # the registry tells owners apart by it
         choose("task", self.task, TASKS)
+        if self.main and self.per != "answer":
+            raise KitError(
+                f"metric {self.name}: the main table pools the views, which takes per='answer': leave main out"
+            )
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -47,11 +47,11 @@ def with_name(text: str, name: str) -> str:
     """
     capital = text[:1].isupper()
     text = re.sub(_LEAD, "", straight(text), flags=re.I)
-    text = with_person(text, name)
-    text = re.sub(rf"\b{_PLACE}\b", name, text, flags=re.I) if name not in text else text
-    if name not in text:
+    text, named = with_person(text, name), re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")  # "Al" is not in "Alaska"
+    text = re.sub(rf"\b{_PLACE}\b", name, text, flags=re.I) if not named.search(text) else text
+    if not named.search(text):
         text = _RELATION.sub(lambda match: f"{name}'s {match[1].lower()}", text, count=1)
-    if name not in text and text.endswith("?"):
+    if not named.search(text) and text.endswith("?"):
         text = f"About {name}: {text}"
     return text[:1].upper() + text[1:] if capital else text
 
