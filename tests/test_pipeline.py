@@ -387,6 +387,8 @@ def test_a_protocol_reaches_training_and_questions_and_its_draws_can_be_repeated
     deviations = stages.read_json(folder / stages.RECORD)["deviations"]
     assert deviations["eos"] == [False, True] and deviations["shots"] == [5, 0] and "train_steps" in deviations
     assert stages.read_json(folder / stages.RECORD)["departures"] == departures() != []
+    [batches] = [one for one in departures() if "one by one" in one]
+    assert all(part in batches for part in ("(eval_batch), padded", "begin with is read once", "fp16 rounds otherwise"))
     assert stages.read_json(folder / "train.json")["beyond_context"] == 0
     rows = answers(folder)
     assert set(rows["scoring"]) == {"letter", ""}
