@@ -742,6 +742,21 @@ def test_a_method_says_how_far_its_loss_may_rise(vanilla, processor):
     assert unlearn(adapted(vanilla), processor, Distance(), some, recipe, 0).steps == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "eighths"),
+    [("ga", [8, 6, 4, 2]), ("grad_diff", [8] * 4 + [7] * 4), ("kl_min", [8] * 4 + [7] * 4), ("npo", [8, 6, 4, 2])],
+)
+def test_the_rate_of_upstreams_grad_diff_and_kl_falls_once_an_epoch(vanilla, processor, monkeypatch, name, eighths):
+    """An epoch has two batches of forget and, of these two methods, two of retain."""
+    rates, known = [], sets(NAMED, 2)
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda self, closure=None: rates.append(self.param_groups[0]["lr"]) or None
+    )
+    stored = reference_log_probs(vanilla, processor, known["forget"], RELEASED) if name == "npo" else None
+    unlearn(adapted(vanilla), processor, get(name, "upstream"), known, replace(RELEASED, lr=8.0), 0, stored)
+    assert rates == pytest.approx(eighths)
+
+
 def test_a_rate_that_falls_once_an_epoch_goes_by_whole_epochs(vanilla, processor):
     falling, some = type("Falling", (type(get("ga")),), {"rate_falls": "epoch"})(), {"forget": NAMED[:1], "retain": []}
     for length in ({"epochs": 0.5}, {"epochs": 0, "steps": 3}):
