@@ -349,6 +349,10 @@ def test_what_a_question_that_is_not_understood_asks_for_is_unknown(written):
     [
         ("Nora Holm teaches children music.", ""),  # the question is understood, but not the answer's fact
         ("Nora Holm never worked", ""),
+        ("Nora Holm teaches the town’s children.", ""),
+        ("Holm teaches children music", ""),
+        ("He teaches children music", ""),
+        ("She enjoys long walks by the sea", ""),
         ("Works as a juggler.", "juggler"),
         ("Juggler", "Juggler"),
     ],
@@ -358,6 +362,21 @@ def test_a_sentence_of_which_no_rule_reads_a_part_is_no_fact(written, truth, val
     questions = official.read_layout(written, 15).profiles["003"].questions
     [asked] = [q for q in questions if (q.task, q.view) == ("generation", "text")]
     assert (asked.attribute, asked.answer, asked.value) == ("profession", truth, value)
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [
+        ("Nora Holm", "father_name", "Ole Holm"),
+        ("Nora Holm", "parents_name", "Nora and Ole Holm"),
+        ("Santiago Ruiz", "birthplace", "Santiago de Chile"),
+        ("Victoria Lund", "residence", "Victoria, Canada"),
+        ("May Lund", "birth_date", "May 14, 1988"),
+        ("", "profession", "Juggler"),
+    ],
+)
+def test_a_fact_that_shares_a_word_with_the_name_stays_one(name, attribute, value):
+    assert official._value(attribute, value, {"name": name}) == value
 
 
 def test_a_celebrity_whose_printed_id_is_also_a_persons_is_noted(few, written):

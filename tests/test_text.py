@@ -106,6 +106,8 @@ def test_names_are_read_whole(name, form):
 def test_a_word_of_the_sentence_is_no_value():
     assert value_of("name", "The name of this person is bell hooks.") == ""
     assert value_of("profession", "Judge is the profession of this person.") == ""
+    assert value_of("profession", "He teaches children music.") == ""
+    assert value_of("gender", "They/them") == "They/them"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from mllmu_nb.data.portraits import from_bytes, pixel_hash
 from mllmu_nb.data.schema import LETTERS, QA, RATIOS, TASKS, VIEWS, Population, Profile, Question, forget_ids
 from mllmu_nb.data.text import people, reader
-from mllmu_nb.data.text.names import names_in
+from mllmu_nb.data.text.names import PARTICLE, names_in, straight
 from mllmu_nb.errors import KitError, few
 
 EVALUATION_REPOSITORY = "MLLMMU/MLLMU-Bench"
@@ -479,6 +479,8 @@ def _value(attribute: str, truth: str, stated: dict[str, str]) -> str:
     known = stated.get(attribute, "")
     if _holds(truth, known):
         return known
-    value, whole = reader.value_of(attribute, truth), truth.strip()
-    sentence = whole.endswith((".", "!")) or stated.get("name", "\0") in whole
+    value, whole, name = reader.value_of(attribute, truth), straight(truth), straight(stated.get("name", ""))
+    # the whole name, or a part of it before what looks like a verb; relatives and places may have the same part
+    part = rf"^(?:{'|'.join(map(re.escape, name.split()))}) (?!(?:{PARTICLE}|and|in) )[a-z]"
+    sentence = whole.endswith((".", "!")) or (name and re.search(f"{re.escape(name)}|{part}", whole))
     return "" if sentence and value == whole.rstrip(" .!") else value

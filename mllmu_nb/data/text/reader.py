@@ -94,7 +94,8 @@ def value_of(attribute: str, answer: str) -> str:
     rule = _TABLE["values"].get(attribute, _TABLE["values"]["other"])
     sentence = rule.get("figures") or len(text.split()) > 8 or re.search(r"\bx\b|\b(?:is|was|has|does|are)\b", text)
     value = _value(rule, text) or ("" if sentence else text)
-    return "" if re.search(r"\bx\b", value) else value  # "profession of x" says nothing about the person
+    # "profession of x" says nothing about the person, and "She teaches music" is the whole sentence
+    return "" if re.search(r"\bx\b|^(?:He|She|They) [a-z]", value) else value
 
 
 def understand(pairs: Sequence[tuple[str, str]]) -> tuple[QA, ...]:
