@@ -22,6 +22,7 @@ from test_pinning import reason_to_skip as other_bits
 from mllmu_nb import paths, pinning, pipeline
 from mllmu_nb.commands.sweep import notebook_for
 from mllmu_nb.config import REFERENCES, Config
+from mllmu_nb.models import families
 from mllmu_nb.reporting import noise, show
 from mllmu_nb.reporting.runs import Scores
 from mllmu_nb.unlearning import names, variants
@@ -395,6 +396,19 @@ def test_the_cell_by_hand_of_notebook_09_is_of_one_setting_of_a_grid(capsys):
         exec(compile(cells[name], name, "exec"), space)
     assert space["gap"] == pytest.approx(space["one"]["value"]) and len(space["units"]) == 2
     assert "unlearn_lr" in capsys.readouterr().out
+
+
+def test_notebook_12_leads_to_the_command_that_asks_the_anchor():
+    yours, scale = (
+        "".join(cell.source for cell in nbformat.read(paths.notebooks() / name, 4).cells)
+        for name in ("12_your_model.ipynb", "14_paper_scale.ipynb")
+    )
+    llava = families.get("llava")
+    assert re.search(rf'--model {llava.released}`[^#]*"A known number" in notebook 14', yours)
+    command = re.search(r"\*\*A known number\.\*\*[^#]*?`(papermill [^`]*)`", scale)[1].split()
+    given = dict(zip(command[1:], command[2:], strict=False))
+    assert given["vanilla_path"] == llava.released and given["forget_ratio"] == str(pipeline.ANCHOR_RATIO)
+    assert yaml.safe_load((paths.checkout() / given["-f"]).read_text(encoding="utf-8"))["data_source"]
 
 
 @pytest.fixture(scope="module")
