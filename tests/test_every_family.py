@@ -1,5 +1,6 @@
 """Idefics2 and Qwen2.5-VL next to LLaVA: exact prompts, and the same numbers from batches as from the library."""
 
+import copy
 import hashlib
 import json
 from dataclasses import replace
@@ -26,10 +27,12 @@ from mllmu_nb.evaluation.draws import draw
 from mllmu_nb.evaluation.engine import Prompts, answers, greedy, option_likelihoods
 from mllmu_nb.evaluation.tasks import Asking
 from mllmu_nb.models import families
+from mllmu_nb.models.adapters import attach
 from mllmu_nb.models.load import load_base
 from mllmu_nb.models.score import score
 from mllmu_nb.prediction import Estimate
 from mllmu_nb.stages import read_json
+from mllmu_nb.training import FineTuning, train
 from mllmu_nb.unlearning import IGNORE
 
 NAMES = [family.name for family in families.FAMILIES.values()]
@@ -90,9 +93,12 @@ def test_every_family_passes_its_check(family, tiny):
     checks.check_family(family, *tiny)
 
 
-def test_batched_answers_are_those_of_the_librarys_own_generation(family, tiny):
-    model, processor = tiny
-    conversations, single, words = asked(), [], processor.tokenizer
+@pytest.mark.parametrize("protocol", ["clean", "upstream"])
+def test_batched_answers_are_those_of_the_librarys_own_generation(family, tiny, protocol):
+    """Under upstream, Idefics2 has LLaVA's prompts and split pictures."""
+    model, processor = tiny[0], family.asking(tiny[1], protocol)
+    conversations = [replace(conversation, protocol=protocol) for conversation in asked()]
+    single, words = [], processor.tokenizer
     ends = [words.eos_token_id, words.convert_tokens_to_ids(family.end(processor))]
     for conversation in conversations:
         batch = family.encode(processor, [conversation], eos=False)
@@ -136,6 +142,23 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_rows_and_the_librarys(family,
         theirs = model(**batch, use_cache=False).loss
     torch.testing.assert_close(together.mean_nll, torch.cat([one.mean_nll for one in alone]), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(together.token_nll, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_checkpointing_moves_the_adapter_as_it_moves_without(family, tiny):
+    """Only the adapter trains, in the first layer too: its B must move, by the same losses and to the same place."""
+    model, processor = tiny
+    recipe = Config(base_model=family.name, method="ga", modality="multimodal").unlearning
+    recipe = replace(recipe, lora_r=2, lora_dropout=0.0, lr=1e-2)
+    batch, losses, after = family.encode(processor, [one.answered("In Oslo.") for one in asked()]), [], []
+    for checkpointing in (False, True):
+        adapted, recipe = attach(copy.deepcopy(model), recipe, 0), replace(recipe, checkpointing=checkpointing)
+        log = train(adapted, FineTuning(), [[{"train": batch}]] * 3, recipe, steps=3, progress=False)
+        losses.append([entry["loss"] for entry in log.losses])
+        after.append({name: p.detach() for name, p in adapted.named_parameters() if "lora_B" in name})
+        assert {layer.gradient_checkpointing for layer in adapted.get_decoder().layers} == {checkpointing}
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4) and losses[0][-1] < losses[0][0] - 0.1
+    assert all(weight.abs().max() > 0 for weight in after[1].values())
+    assert all(torch.allclose(after[0][name], after[1][name], atol=1e-4) for name in after[0])
 
 
 @pytest.mark.parametrize("name", sorted({*NAMES} - {"llava"}))
