@@ -43,8 +43,8 @@ class Endpoint(BaseHTTPRequestHandler):
         earlier = sum(one[2] == texts for one in self.seen) - 1
         if word == "slow":
             time.sleep(1.0)
-        if word in ("refuse", "broken", "filtered", "invalid") or (word == "busy" and earlier == 0):
-            status = {"refuse": 401, "busy": 429, "broken": 500, "filtered": 400, "invalid": 422}[word]
+        if word in ("refuse", "broken", "filtered", "invalid") or (word in ("busy", "down") and earlier == 0):
+            status = {"refuse": 401, "busy": 429, "broken": 500, "down": 500, "filtered": 400, "invalid": 422}[word]
             return self.reply(status, {"error": {"message": f"wrong: {self.headers['Authorization']}"}})
         content = {
             "say": f'{{"score": {rest}, "reason": "so"}}',
@@ -121,8 +121,8 @@ def test_what_is_no_grade_is_a_failure_and_gets_no_score(seen, tmp_path, answer)
 
 def test_what_passes_is_waited_for(seen, tmp_path):
     path = tmp_path / "judge.jsonl"
-    assert asking(path, "busy", "later") == 0
-    assert grades(path, "busy", "later") == [2, 6]
+    assert asking(path, "busy", "down", "later") == 0
+    assert grades(path, "busy", "down", "later") == [2, 2, 6] and len(seen) == 6
 
 
 @pytest.mark.parametrize(
