@@ -309,6 +309,7 @@ for source, revision, change in json.loads(sys.argv[1]):
 BASE, VANILLA = "llava-hf/llava-1.5-7b-hf", "MLLMMU/LLaVA_Vanilla"
 MODELS = {
     "never fetched": (BASE, "", {"offline": True}),
+    "private": ("MLLMMU/private", "", {"token": "hf_aWrongOne"}),
     "dead": (BASE, "", {"token": "hf_dead"}),
     "again": (BASE, "", {}),
     "pinned": (BASE, OLD, {"token": "hf_once"}),
@@ -339,6 +340,7 @@ def fetched(tmp_path_factory, tiny_base):
     "case, reason",
     [
         ("never fetched", f"model {BASE} .*HF_HUB_OFFLINE"),
+        ("private", "model MLLMMU/private cannot be downloaded .*401"),
         ("dead", f"model {BASE} cannot be downloaded"),
         ("revision", f"model {VANILLA} .*404"),
         ("busy", f"model {VANILLA} .*429"),
@@ -346,8 +348,8 @@ def fetched(tmp_path_factory, tiny_base):
 )
 def test_a_model_that_cannot_be_fetched_is_one_line(fetched, case, reason):
     line = fetched[case]["error"]
-    assert re.match(reason, line) and "\n" not in line and TOKEN not in fetched["output"]
-    assert line.endswith(ADVICE)
+    assert re.match(reason, line) and "\n" not in line and line.endswith(ADVICE)
+    assert TOKEN not in fetched["output"] and "hf_aWrongOne" not in fetched["output"]
 
 
 def test_another_try_fetches_only_what_is_missing(fetched):
