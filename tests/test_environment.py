@@ -325,6 +325,27 @@ def test_paths_may_hold_blanks(tmp_path):
     assert not venv.exists() and (tmp_path / "my").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows runs no shell script")
+@pytest.mark.parametrize("ends", [0, 2])
+def test_ci_says_in_its_last_lines_what_it_could_not_check(tmp_path, ends):
+    """Every program that it calls is played: all go well, except that no further environment can be made, and that the
+    last command may fail."""
+    played = {
+        "bin/make": f'case "$*" in *VENV=*) exit 1;; *reproduce*) exit {ends};; esac',
+        ".venv/bin/python": '[ "$1" != -c ] || echo 3.11',
+        **dict.fromkeys(("bin/chromium", "bin/pdflatex"), ""),
+    }
+    for name, script in played.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    variables = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([tmp_path / ".ci" / "run"], env=variables, capture_output=True, text=True)
+    warned = [line.startswith("::warning::not checked: ") for line in done.stdout.splitlines()]
+    assert done.returncode == ends and warned == sorted(warned) and "::warning::not checked: lmms-eval" in done.stdout
+
+
 # The tests themselves
 
 
