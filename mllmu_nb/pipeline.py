@@ -344,6 +344,8 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
 
         check_anchor(config)
         stage, seen, before = trained(config), dict[str, dict](), 0.0
+        if stage and not stage.finished and config.long_prompts == "refuse":
+            check_prompts(config, drawn, sets=sets, limit=limit)
         if shared := shared_answers(config) if complete else None:  # before the model is loaded: one of 7B at a time
             seen = pd.read_parquet(shared.get() / "answers.parquet").to_dict("index")
             before = read_json(shared.folder / "asked.json")["seconds"]
@@ -398,6 +400,18 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
     uses = (inputs.family(config), *objective, *([after_steps.STEPS.get(config.after)] if config.after else []))
     made = Stage("answers", depends_on, make, uses, record, inputs.run_folder(config, name))
     return made
+
+
+def check_prompts(config: Config, drawn: Mapping[str, Any], **asked: Any) -> None:
+    """Raise KitError, before hours of training, if a prompt of the evaluation exceeds the model's context."""
+    from mllmu_nb.evaluation.ask import check_room
+    from mllmu_nb.evaluation.tasks import Asking
+    from mllmu_nb.models import load
+
+    outline, processor = load.load_outline(*inputs.base_of(config))
+    processor, known = inputs.family(config).asking(processor, config.protocol), inputs.population(config)
+    asking = Asking(known, drawn, config.shots, config.protocol, config.system, config.cyclic, config.scale)
+    check_room(outline, processor, asking, scoring=config.scoring, **asked)
 
 
 def _ask(config: Config, asked: Any, processor: Any, folder: Path, key: str, **which: Any) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import ask as asking
 from mllmu_nb.evaluation import path as evaluated
 from mllmu_nb.mixture import REFUSAL
-from mllmu_nb.models import load
+from mllmu_nb.models import families, load
 from mllmu_nb.models.checkpoint import Checkpoint
 from mllmu_nb.scoring import anchor
 
@@ -470,6 +470,15 @@ def test_a_run_that_stopped_while_it_was_asked_goes_on_where_it_was(config, made
     assert pipeline.run(config) == made["vanilla"] and file.read_bytes() == whole
     assert begun[3:5] == [begun[2], ("", "cloze")], "two of four tasks were answered before the stop"
     assert not list((paths.results("miniature") / ".unfinished").iterdir())
+
+
+@pytest.mark.parametrize("method", [{}, GA, {"method": "oracle"}])
+def test_prompts_that_are_too_long_are_refused_before_anything_is_trained(config, monkeypatch, method):
+    monkeypatch.setattr(families.Family, "context", lambda self, model: 300)
+    monkeypatch.setattr("mllmu_nb.training.train", lambda *given, **more: pytest.fail("trained"))
+    long = config.but(**method, shots=5, train_lr=0.125)
+    with pytest.raises(KitError, match=r"^the prompt of .* takes \d+ tokens and the context holds 300: ask for fewer"):
+        pipeline.run(long)
 
 
 def test_a_model_that_is_the_same_at_every_ratio_is_asked_once(config, made, monkeypatch):

@@ -110,6 +110,15 @@ def ask(
     return answers
 
 
+def check_room(model, processor, asking: Asking, **asked: Any) -> None:
+    """Raise ``KitError`` for a prompt beyond the context of ``model``, of which only the ``config`` is read. ``asked``:
+    as in :func:`ways_of`."""
+    for way, items in ways_of(asking, **asked).items():
+        for start in range(0, len(items), PIECE):
+            inquiry = getattr(asking, way)(items[start : start + PIECE])
+            require_room(model, inquiry, Prompts.of(model, processor, inquiry.conversations, inquiry.options))
+
+
 def ways_of(
     asking: Asking,
     *,

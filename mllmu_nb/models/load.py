@@ -8,11 +8,12 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 from textwrap import shorten
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import find_adapter_config_file, logging
 
 from mllmu_nb.errors import KitError, few
@@ -111,9 +112,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported below
             **more,
         )
-    except Exception as error:  # the error of a faulty file or name differs: OSError, KeyError, SafetensorError ..
-        reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
-        raise KitError(f"the model {source} cannot be loaded: {reason}") from error
+    except Exception as error:
+        raise _unloadable(source, error) from error
     check_safetensors(folder_of(source, revision), "model")
     if model.config.model_type != base_model:
         raise KitError(f"the model {source} is of the family {model.config.model_type}, not {base_model}")
@@ -127,6 +127,25 @@ def load_model(
             raise KitError(f"the model {source} does not fit its architecture: {what}")
     check_finite(dict(model.named_parameters()), f"the model {source}")
     return (model if more else model.to(device)).eval(), processor  # 4-bit layers are there already
+
+
+def load_outline(source: str, base_model: str, scale: str, revision: str = "") -> tuple[SimpleNamespace, Any]:
+    """The configuration of a model, as ``config`` of a stand-in for it, and its processor: enough to encode prompts."""
+    origin: dict[str, Any] = {"revision": revision or "main", "local_files_only": scale == "miniature"}
+    try:
+        config, processor = (
+            AutoConfig.from_pretrained(source, **origin),
+            families.get(base_model).load_processor(source, **origin),
+        )
+    except Exception as error:
+        raise _unloadable(source, error) from error
+    return SimpleNamespace(config=config), processor
+
+
+def _unloadable(source: str, error: Exception) -> KitError:
+    """The error for a faulty file or name, for which transformers has many: OSError, KeyError, SafetensorError .."""
+    reason = shorten(str(error), 300, placeholder=" ..") or type(error).__name__
+    return KitError(f"the model {source} cannot be loaded: {reason}")
 
 
 def _use_one_core() -> None:
