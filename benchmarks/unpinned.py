@@ -26,11 +26,11 @@ CELL = ["method", "variant", "modality", "set", "task", "view", "scoring", "metr
 PROMISED = 0.93
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    [(group, mine)] = Scores.read(parser.parse_args().folder).groups
-    known, other = dict(Scores.read(paths.reference()).groups)[group].run_scores(), mine.run_scores()
+def compared(folder: Path, reference: Scores) -> tuple[int, pd.DataFrame, dict[str, pd.Series], int]:
+    """Return the replicate of ``folder``, its cells beside those of the ``reference``, which of both lie inside the
+    prediction interval, and how many further cells are the same in all replicates."""
+    [(group, mine)] = Scores.read(folder).groups
+    known, other = reference.of_group(*group).run_scores(), mine.run_scores()
     [own] = other["replicate"].unique()
     same, others = known[known["replicate"] == own], known[known["replicate"] != own]
 
@@ -43,6 +43,13 @@ def main() -> int:
     rows = rows[~constant]
     reach = t.ppf(0.975, rows["count"] - 1) * rows["std"] * np.sqrt(1 + 1 / rows["count"])
     inside = {name: (rows[name] - rows["mean"]).abs() <= reach for name in ("reference", "other bits")}
+    return own, rows, inside, int(constant.sum())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    own, rows, inside, constant = compared(parser.parse_args().folder, Scores.read(paths.reference()))
     table = pd.DataFrame(inside).groupby("method").mean().mul(100).round(1)
     shares = rows[rows.index.get_level_values("metric") == "accuracy"]
     rounding = (shares["other bits"] - shares["reference"]) ** 2 / 2
@@ -50,7 +57,7 @@ def main() -> int:
     spread = pd.DataFrame(squares).groupby("method").mean().pow(0.5).mul(100).round(1)
     print(table.assign(cells=rows.groupby("method").size()).join(spread).to_string())
     print(f"moved at all: {(rows['reference'] != rows['other bits']).mean():.0%} of {len(rows)} cells", end="; ")
-    print(f"{constant.sum()} more are the same in every replicate")
+    print(f"{constant} more are the same in every replicate")
     for name, held in inside.items():
         print(f"{name}, replicate {own}: {100 * held.mean():.1f} % inside the prediction interval of the others")
     return int(inside["other bits"].mean() < PROMISED)

@@ -335,6 +335,14 @@ def test_the_path_ends_where_a_replicate_gets_no_further_and_shows_replicates_as
         figures.along_the_path(group(everybody(people=12, famous=2)[:2]))
 
 
+def test_marks_of_fewer_replicates_say_of_how_many(known):
+    kept = known.kept[(known.kept["closed_in"] == "trained") & (known.kept["what"] == "kept")]
+    here = (kept["place"] == 0.75) & (kept["method"] == "ga") & (kept["modality"] == "multimodal")
+    [said] = figures.fewer_replicates(known, kept.assign(n_replicates=kept["of"].where(~here, 1)))
+    assert said.endswith(f"a mark beyond it is of those that do (of {kept['of'].max()}; 75 %: GA (image + text) 1).")
+    assert not figures.fewer_replicates(known, kept.assign(n_replicates=kept["of"]))
+
+
 def test_the_paths_of_each_set_have_a_row_a_modality(known):
     figure = figures.path_by_set(known)
     titles = [panel.get_title() for panel in figure.axes]

@@ -220,6 +220,7 @@ def test_an_edge_is_what_a_fifth_of_the_steps_changes():
     assert found["n_replicates"].tolist() == [2, 2] and found["n_profiles"].tolist() == [8, 8]
     # four of ten right answers are lost over ten steps: 12 points in three steps, in one replicate of two
     assert found["value"].to_dict() == pytest.approx({0.8: 0.06, 1.2: -0.06})
+    assert found.loc[1.2, "dots"] == pytest.approx((-0.12, 0.0)), "of the two replicates"
     assert found.loc[1.2, "low"] < -0.06 < found.loc[1.2, "high"]
     beyond = path.edges(rows, {"ga-multimodal-0": 30, "ga-multimodal-1": 30}).set_index("times")
     assert math.isnan(beyond.loc[1.2, "value"]), "the path ends where the run does"

@@ -167,6 +167,9 @@ def test_readme_and_docs_say_what_the_committed_search_has_shown():
         return [int(number) for number in re.search(pattern, text).groups()]
 
     assert all(one["inside"] for one in choices) and len(choices) == 10
+    never = [(one["method"], one["variant"]) for one in choices for p in one["points"] if "kept" not in p]
+    assert never == [("npo", "retain")] * 5 and "Five trials of NPO with its retain term, next to its choices" in text
+    assert f"within the longest training, {2 * max(settings.LENGTHS)} steps" in text
     assert "None of the ten chosen settings is the smallest or largest value that was tried" in text
     assert numbers(r"the searched settings keep (\d+) to (\d+) points more") == [
         round(100 * end(gains)) for end in (min, max)

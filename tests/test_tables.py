@@ -405,6 +405,10 @@ def test_the_ranking_shows_places_letters_and_who_has_none(gated):
         and "Collapsed in 3 of 3; in the first of them 100 % of answers" in text
     )
     assert "Collapse is judged where a run ends, and the rank where half of the gap is closed" in text
+    silent = [saying(make("prompting", draw=n, **FEW), "I cannot share that.", task="generation") for n in range(3)]
+    [sheet] = tables.sheets("table_ranking", Scores.of([*gated.runs, *silent]))
+    said = "Prompting ‡ 3 of 3 is not ranked: it trains nothing, so it has no path. It "
+    assert any(remark.startswith(said) and "refuses everybody in 3 of 3" in remark for remark in sheet.remarks)
 
 
 def test_the_pairs_table_has_the_difference_of_what_two_methods_keep(gated):

@@ -162,7 +162,7 @@ def pairs(scores: Scores) -> str:
     column for each base model and forget ratio; that of `make reproduce` comes first."""
     groups = [group for (_, protocol, _), group in scores.groups if protocol == FIRST["protocol"]]
     groups.sort(key=lambda group: group.group != {name: FIRST[name] for name in group.group})
-    heads = [f"{group.runs[0].base_label}, {group.group['forget_ratio']} %" for group in groups]
+    heads = [f"{one.runs[0].base_label}, {one.group['forget_ratio']} %, {replicates(one)}" for one in groups]
     lines = [f"| points | unlearned on | {' | '.join(heads)} |", f"|---|---|{'---:|' * len(heads)}"]
     known = [rows_by(differences(group), ["place", "modality", "first", "second"]) for group in groups]
     for pair, modality in product(COMPARED, MODALITIES):

@@ -8,6 +8,7 @@ raises KitError, with the reason, if its runs are missing.
 import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -364,9 +365,7 @@ def along_the_path(scores: Scores) -> Figure:
     key = "Kept is asked in both views. Filled: unlearned on image + text; hollow: on text only. Dotted: guessing. "
     key += "Dots: replicates; bars: 95 % intervals. " if kept["of"].max() > 1 else "Bars: 95 % intervals. "
     key += "Marks of 25, 50 and 75 % are moved sideways so that their bars can be told apart. "
-    if (kept["n_replicates"] < kept["of"]).any():
-        key += "A line ends where a replicate gets no further; a mark beyond it is of those that do."
-    below = [key, grid.interpolated(scores), grid.asked_along(scores)]
+    below = [key, *fewer_replicates(scores, kept), grid.interpolated(scores), grid.asked_along(scores)]
     below += grid.collapse_note(scores, map(scores.named, scores.models()))
     size = PAGE, max(3.2, 0.75 + beside(scores, kept))
     drawn, axes = plots.panels(1, len(modalities), size, below, title(along_the_path), sharey=True)
@@ -389,6 +388,19 @@ def along_the_path(scores: Scores) -> Figure:
     return drawn
 
 
+def fewer_replicates(scores: Scores, kept: pd.DataFrame) -> list[str]:
+    """The line below a figure of :func:`trails` that says which of its marks are of fewer replicates than others."""
+    some = kept[kept["place"].isin(path.PLACES) & kept["n_replicates"].between(1, kept["of"] - 1)]
+    if some.empty:
+        return []
+    key, counted = [*MODEL, *scores.by], []
+    for place, here in some.groupby("place"):
+        counts = {scores.name(tuple(row[c] for c in key)): row["n_replicates"] for row in here.to_dict("records")}
+        counted.append(f"{100 * place:.0f} %: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
+    said = "A line ends where a replicate gets no further; a mark beyond it is of those that do"
+    return [f"{said} (of {kept['of'].max()}; {'; '.join(counted)})."]
+
+
 def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Iterator[tuple]:
     """Draw what each model keeps (rows of ``Scores.kept`` of one modality and kind) against the share that is closed,
     in per cent: a line as far as all replicates get, and at 25, 50 and 75 % a mark with its interval and the replicates
@@ -404,7 +416,7 @@ def trails(panel: Axes, scores: Scores, kept: pd.DataFrame, apart: float) -> Ite
         for row in rows[rows["place"].isin(path.PLACES)].to_dict("records"):
             x = 100 * row["place"] + apart * (number - (len(models) - 1) / 2)
             ends = [100 * row[end] for end in ("low", "high")]
-            plots.dots(panel, x, np.multiply(row["dots"], 100), look.colour)
+            plots.dots(panel, x + 0.45 * apart, np.multiply(row["dots"], 100), look.colour)  # beside the bar
             plots.mark(panel, x, 100 * row["value"], look, along=None if np.isnan(ends).any() else ends, thickness=0.8)
         yield scores.named(model, True), look, rows
 
@@ -424,7 +436,7 @@ def path_by_set(scores: Scores) -> Figure:
     if not modalities:
         raise KitError("no unlearning has a path beside an oracle about the same people")
     below = ["Marks, at 25, 50 and 75 % but moved sideways: means with 95 % intervals; dots: replicates."]
-    below += ["A line ends where a replicate gets no further; a mark beyond it is of those that do."]
+    below += [*fewer_replicates(scores, kept[kept["what"] == "retain"]), grid.asked_along(scores)]
     below += grid.collapse_note(scores, map(scores.named, scores.models()))
     size, ends = (PAGE, 0.7 + max(1.7, 0.35 + beside(scores, kept)) * len(modalities)), []
     sets = [what for what in ("retain", "test", "celebrity") if (kept["what"] == what).any()]  # perhaps no celebrities
@@ -567,9 +579,9 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
     columns = min(3, len(by_method))
     lines = math.ceil(len(by_method) / columns)
     width = PAGE if columns > 1 else plots.COLUMN
-    several = len(trained) > len(set(models.values()))
-    key = "Bold: the mean of the replicates; pale: each of them." if several else ""
-    if not several and any(run.train["steps"] >= LONG for run in trained):
+    several = max(Counter(models.values()).values())
+    key = f"Bold: the mean of the trainings (up to {several}); pale: each of them." if several > 1 else ""
+    if several == 1 and any(run.train["steps"] >= LONG for run in trained):
         key = "Bold: the running mean of the pale line."
     below = [key, *(grid.collapse_note(scores, map(mark, models.values())) if scores else ())]
     over = "\n".join(plots.wrap(title(losses), width * plots.SMALL / plots.TITLE - 0.1, weight="bold"))

@@ -24,12 +24,23 @@ from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
 from mllmu_nb.reporting.grid import collapse_note, number_text
-from mllmu_nb.reporting.runs import COMMITTED, OWN, REFERENCES, Run, Scores, models_in_order, read_run, which_results
+from mllmu_nb.reporting.runs import (
+    COMMITTED,
+    OWN,
+    REFERENCES,
+    Run,
+    Scores,
+    made_of,
+    models_in_order,
+    read_run,
+    which_results,
+)
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.scoring.frames import LIKELIHOOD_KEY, VIEWS
 from mllmu_nb.scoring.health import CHANCE
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.scoring.score import item_scores
+from mllmu_nb.stages import RECORD, read_json
 from mllmu_nb.unlearning import METHODS, Method, get
 
 DPI = 110
@@ -181,6 +192,13 @@ def results(scale: str, committed: bool = False) -> Scores:
     count = len(scores.runs)
     print(f"{source}: {count} model{'s' * (count != 1)}{other}\n{scores.made_of}")
     return scores
+
+
+def reference() -> Path:
+    """Return the folder of the results that come with the kit, and print what these are made of."""
+    records = [read_json(file) for file in sorted(paths.runs(paths.reference()).glob(f"*/{RECORD}"))]
+    print(f"{COMMITTED}: {len(records)} models\n{made_of(records)}")
+    return paths.reference()
 
 
 def answers(people: Population, some: Sequence[Run]) -> HTML | Markdown:

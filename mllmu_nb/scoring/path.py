@@ -249,7 +249,8 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
     trained view, linear between points: one row per GROUP, MODEL, ``by`` and ``times``.
 
     ``points`` are from :func:`by_person`; ``lengths``: run → its steps. Columns value, low, high (from -1 to 1),
-    n_profiles, n_replicates; NaN if a path does not go that far, for example because its learning rate falls to 0.
+    n_profiles, n_replicates, dots (of the replicates); NaN if a path does not go that far, for example because its
+    learning rate falls to 0.
     """
     here = points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     here = here[here["view"] == here["modality"].map(TRAINED_VIEW)]
@@ -259,11 +260,12 @@ def edges(points: pd.DataFrame, lengths: Mapping[str, int], by: Sequence[str] = 
         score = score.reindex(score.index.union(at)).interpolate("index", limit_area="inside").loc[at]
         for times, change in zip(NEARBY, (score.iloc[1:] - score.iloc[0]).to_numpy(), strict=True):
             parts.append(pd.DataFrame({"run": run, "times": times, "person": score.columns, "value": change}))
-    key, values = [*GROUP, *MODEL, *by, "times"], ["value", "low", "high", "n_profiles", "n_replicates"]
+    key, values = [*GROUP, *MODEL, *by, "times"], ["value", "low", "high", "n_profiles", "n_replicates", "dots"]
     if parts:
         runs = here.drop_duplicates("run")[[*RUN_AT, *by]]
         for names, of_people in pd.concat(parts).merge(runs, on="run").groupby(key, sort=False, dropna=False):
             replicates = of_people.groupby(REPLICATE).ngroup()
             change = interval(of_people["value"], of_people["person"], (-1.0, 1.0), replicates)
-            rows.append(dict(zip(key, names, strict=True)) | vars(change))
+            each = tuple(of_people["value"].groupby(replicates).mean()) if replicates.nunique() > 1 else ()
+            rows.append(dict(zip(key, names, strict=True)) | vars(change) | {"dots": each})
     return pd.DataFrame(rows, columns=[*key, *values])
