@@ -161,7 +161,7 @@ def asking(config, model, processor, estimate, limit: int, rate: prediction.Rate
     rows = ask(model, processor, known, limit=limit, draws=drawn, batch_size=size, progress=False, **how)
     kit = len(rows) / (time.perf_counter() - began)
     peak = training.peak_memory_mb(model.device) * MIB / GIB
-    needs = sum(estimate.answering(size, config.shots, config.precision).values())
+    needs = sum(estimate.answering(config.but(eval_precision=config.precision)).values())
 
     usual = released.encoded
     asking = Asking(known, drawn, config.shots, config.protocol, scale=config.scale)

@@ -1,5 +1,5 @@
 """Predicts the memory and hours of runs from the shapes of their models alone (``docs/architecture.md``, "Training").
-Asking is counted by formula. What an allocator reserves and what kernels use inside is left out."""
+The time of asking is counted by formula. What an allocator reserves and what kernels use inside is left out."""
 
 import copy
 import weakref
@@ -27,7 +27,7 @@ from mllmu_nb.batches import finetuning_steps, steps_of
 from mllmu_nb.config import YOURS, Config
 from mllmu_nb.data.conversations import MODALITIES, Conversation, Turn
 from mllmu_nb.data.schema import LETTERS
-from mllmu_nb.evaluation import path
+from mllmu_nb.evaluation import engine, path
 from mllmu_nb.evaluation.tasks import TOKENS, UPSTREAM_TOKENS
 from mllmu_nb.models import adapters, families
 from mllmu_nb.models.load import DTYPES, unfreeze
@@ -40,7 +40,6 @@ STATES = 12  # bytes beside a trained fp32 parameter: its gradient and AdamW's t
 NF4 = 0.5 + 4 / 64  # bytes of a number in 4 bits, with its share of a block's scale
 LIBRARIES = 1 * GIB  # Python with torch and transformers, or a GPU's context: measured 0.5 to 0.9
 DEPTH = 2  # layers to build if a model has more than 4: every further one adds the same
-COPIES = 2  # of a batch's keys and values at once: after the pictures, and their continuation
 PUBLISHED = {"people": 500, "pairs": 7704, "celebrity": 153}  # of the paper's data, if it was not read
 ASKED_ON_PATH = ("likelihood", "generation")
 # A fine-tuning depends on its recipe and on these parameters: people, base, what is taught and how. Except for vanilla,
@@ -178,14 +177,58 @@ class Estimate:
         self.image_tokens = self.family.usual_tokens(shape)
         self._counted: dict[str, Counts] = {}  # what was measured, by key
 
-    def answering(self, questions: int, shots: int, precision: str, protocol: str = "clean") -> Counts:
-        """GiB to answer so many questions at once, each after ``shots`` worked examples."""
-        text, element = self.shape.text_config, DTYPES[precision].itemsize
-        each = self.family.parts(protocol) * self.image_tokens + 2 * self.text
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        token = text.num_hidden_layers * 2 * text.num_key_value_heads * head * element
-        # the examples are read once and shared by all rows
-        return self._gib(element, {"keys and values": (shots + COPIES * questions) * each * token})
+    def answering(self, config: Config, on_path: bool = False) -> Counts:
+        """GiB to ask a run's model or, ``on_path``, to ask it in the middle of its unlearning."""
+        precision, size, protocol = _asked(config, on_path)
+        shots = 0 if on_path else config.shots
+        # answers are written after worked examples; options are compared without
+        held = [self._held(size, shots, protocol, precision, False)]
+        if on_path or config.scoring == "both":
+            held.append(self._held(size, 0, protocol, precision, True))
+        most = max(held, key=lambda one: one["peak"])
+        element = DTYPES[precision].itemsize
+        rest = most["peak"] - most["kept"] - self.parameters * element
+        return self._gib(element, {"keys and values": most["kept"], "activations": rest})
+
+    def _held(self, size: int, shots: int, protocol: str, precision: str, options: bool) -> Counts:
+        """``peak`` bytes, and those of all keys and values (``kept``), when the engine's own code reads a batch of
+        prompts of usual length: worked examples, pictures, and questions with their answers, or with ``options``."""
+        parts, own = self.family.parts(protocol), self.shape.image_token_id
+        image, words = parts * self.image_tokens, 2 * self.text
+
+        def measured(model: nn.Module) -> Counts:
+            peaks: Counts = {}
+
+            def read(state: engine.State, rows: int, pictures: int, words: int, keep: int = 1) -> None:
+                """Read ``words`` after each picture, or without any."""
+                each = [own] * image * (pictures > 0) + [int(own == 0)] * words
+                shown = torch.full((rows * pictures * parts, self.image_tokens), own)
+                given = self.family.usual_pictures(self.shape, shown) if pictures else {}
+                given = {name: t.to(model.dtype) if t.is_floating_point() else t for name, t in given.items()}
+                tally.peak = tally.now
+                state.extend(torch.tensor([each * max(pictures, 1)] * rows), None, keep, **given)
+                peaks[f"read {len(peaks)}"] = tally.peak
+
+            with engine.evaluating(model), kernels(False), Tally(model) as tally:
+                weights, beginning, kept = tally.now, None, []
+                if shots:
+                    read(beginning := engine.State(model, 1), 1, shots, words)
+                faces = -(-size // min(each for each, *_ in ASKED.values()))
+                read(pictures := engine.State(model, faces, beginning), faces, 1, 0)
+                # a question has several options, so fewer are read at once
+                at_once = engine.READ_AT_ONCE // (words + options * len(LETTERS) * words // 4)
+                for start in range(0, size, at_once):
+                    rows = min(at_once, size - start)
+                    kept.append(state := pictures.fork([0] * rows))
+                    read(state, rows, 0, words)
+                    if options:
+                        kept.append(option := state.fork(range(rows)))
+                        read(option, rows, 0, words // 4, 0)
+                        break  # its states are not kept
+                return {**peaks, "kept": tally.now - weights}
+
+        counts = self._at_full_depth(repr([size, shots, parts, precision, options]), measured, precision)
+        return {"peak": max(counts.values()), "kept": counts["kept"]}
 
     def training(self, recipe: Recipe, full: bool, method: Method | None = None, quantised: bool = False) -> Counts:
         """GiB to train by ``recipe``: fine-tuning, or ``method``. ``quantised``: with layers in 4 bits."""
@@ -254,13 +297,11 @@ class Estimate:
         """Seconds in which a run's model answers the questions of these ``kinds`` about ``people`` (set → number).
         Worked examples are read once for all, a picture once per batch. To write a token also takes the time of reading
         all weights. Every answer has its greatest length."""
-        precision, size = config.eval_precision or "fp32", pipeline.asked_at_once(config)
         on_path = kinds is ASKED_ON_PATH
-        if on_path:  # asked in the middle of a training
-            precision, size = config.unlearning.precision, pipeline.asked_at_once(config, pipeline.PATH_BATCH)
-        upstream = config.protocol == "upstream" and not on_path
+        precision, size, protocol = _asked(config, on_path)
+        upstream = protocol == "upstream"
         per_token, flops, written = self.reading(False) / self.text, 0.0, 0
-        picture = self.family.parts(config.protocol) * (self.reading(True) - self.reading(False))
+        picture = self.family.parts(protocol) * (self.reading(True) - self.reading(False))
         for name, count in people.items():
             for kind in kinds:
                 each, most, length = ASKED[kind]
@@ -332,6 +373,13 @@ def assumed_rate(precision: str, here: bool) -> Rate:
     timers = (Timer(work, globals={"matrix": matrix}) for work in ("matrix @ matrix", "matrix.clone()"))
     product, copied = (timer.timeit(5).median for timer in timers)
     return Rate(SHARE * 2 * side**3 / product, SHARE * 2 * matrix.nbytes / copied)
+
+
+def _asked(config: Config, on_path: bool) -> tuple[str, int, str]:
+    """The precision of a run's model when it is asked, how many questions at once, and the protocol they follow."""
+    if on_path:
+        return config.unlearning.precision, pipeline.asked_at_once(config, pipeline.PATH_BATCH), "clean"
+    return config.eval_precision or "fp32", pipeline.asked_at_once(config), config.protocol
 
 
 def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[str, tuple[int, float]]:

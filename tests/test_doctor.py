@@ -185,7 +185,8 @@ def test_memory_and_hours_are_those_of_every_base(monkeypatch):
     asked = [PAPER.but(method="base", eval_precision=precision) for precision in ("bf16", "fp32")]
     assert needs(asked) == needs(asked[1:]) != needs(asked[:1]) and list(needs(asked)) == ["answers"]
     larger = PAPER.but(method="base", eval_batch=64)
-    few, many = (needs([one])["answers"]["keys and values"] for one in (asked[0], larger))
+    letters = (one.but(scoring="letter") for one in (asked[0], larger))
+    few, many = (needs([one])["answers"]["keys and values"] for one in letters)
     assert many > 5 * few
     stages = needs([ga := PAPER.but(method="ga", modality="unimodal", checkpointing=True)])
     assert list(stages) == ["answers", "fine-tuning", "unlearning", "points of a path"]
@@ -212,7 +213,7 @@ def test_the_7b_run_needs_its_published_parameters_and_no_file(monkeypatch):
     assert need["weights"] == pytest.approx(2 * 7_063_427_072 / doctor.GIB)
     assert need["trained with their states"] == pytest.approx(16 * 39_976_960 / doctor.GIB)
     assert 25 < sum(need.values()) < 60  # without checkpointing 24 GiB of a GPU are too few, 80 are enough
-    bases = (PAPER.but(method="base", shots=n) for n in (5, 0))
+    bases = (PAPER.but(method="base", shots=n, scoring="letter") for n in (5, 0))
     asked, least = (sum(doctor.memory_of_stages([base])["answers"].values()) for base in bases)
     assert 13.2 < least < asked < 24, "worked examples are held once"
     assert doctor.memory_of_stages([PAPER])["fine-tuning"] == need

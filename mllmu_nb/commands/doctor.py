@@ -17,7 +17,7 @@ import torch
 from packaging.requirements import Requirement
 from transformers import AutoConfig
 
-from mllmu_nb import inputs, paths, pinning, pipeline, prediction, provenance
+from mllmu_nb import inputs, paths, pinning, prediction, provenance
 from mllmu_nb.commands import sweep
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -131,14 +131,12 @@ def memory_of_stages(configs: Configs) -> dict[str, dict[str, float]]:
     needs: dict[str, dict[str, float]] = {}
     for config in configs:
         model, bits = estimate(inputs.base_of(config)), bool(config.quantise_base)
-        size, precision = pipeline.asked_at_once(config), config.eval_precision or "fp32"
-        own = {"answers": model.answering(size, config.shots, precision, config.protocol)}
+        own = {"answers": model.answering(config)}
         if prediction.finetuned_for(config):
             own["fine-tuning"] = model.training(config.training, config.adaptation == "full", None, bits)
         if config.modality != "none":
-            recipe, size = config.unlearning, pipeline.asked_at_once(config, pipeline.PATH_BATCH)
-            own["unlearning"] = model.training(recipe, False, config.objective, bits)
-            own["points of a path"] = model.answering(size, 0, recipe.precision)
+            own["unlearning"] = model.training(config.unlearning, False, config.objective, bits)
+            own["points of a path"] = model.answering(config, on_path=True)
         for stage, need in own.items():
             needs[stage] = max(needs.get(stage, {}), need, key=lambda one: sum(one.values()))
     return needs

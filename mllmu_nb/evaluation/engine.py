@@ -37,7 +37,7 @@ MOST_THREADS = 4  # more was never measured
 THINNED = 0.75  # finished rows are dropped only when less than this share is left, since dropping copies the others
 Progress = Callable[[int], object]
 Options = Sequence[Sequence[str]]  # the options of each conversation
-Chunks = Iterator[tuple[list[int], "_State"]]  # prompts, by their indices, and the state after reading them
+Chunks = Iterator[tuple[list[int], "State"]]  # prompts, by their indices, and the state after reading them
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def greedy(
     written: list[list[int]] = [[] for _ in prompts.rows]
     ended: set[int] = set()
 
-    def write(state: _State, indices: list[int]) -> list[int]:
+    def write(state: State, indices: list[int]) -> list[int]:
         """Add a token to each answer that has not ended; return the rows of the state that continue."""
         going = []
         for row, (index, token) in enumerate(zip(indices, state.logits.argmax(-1).tolist(), strict=True)):
@@ -145,16 +145,16 @@ def greedy(
         states, indices = [], []
         for some, state in chunks:
             if going := write(state, some):
-                states.append(state.fork(going))
+                states.append(state.keep(going))
                 indices += [some[row] for row in going]
-        going, state = list(range(len(indices))), _State.joined(states)
+        going, state = list(range(len(indices))), State.joined(states)
         while going:
             if len(going) < THINNED * len(indices):
-                state, indices = state.fork(going), [indices[row] for row in going]
+                state, indices = state.keep(going), [indices[row] for row in going]
             state.extend(torch.tensor([[written[index][-1]] for index in indices], device=model.device))
             going = write(state, indices)
 
-    with _evaluating(model):
+    with evaluating(model):
         _each(model, write_batch, _batches(model, processor, prompts, batch_size), progress)
     return [ending.text(one) for one in written], [len(one) for one in written]
 
@@ -204,12 +204,12 @@ def option_likelihoods(
                 means = (total + rest[0]) / (count + rest[1])
                 scores[indices, option] = means.double().cpu().numpy()
 
-    with _evaluating(model):
+    with evaluating(model):
         _each(model, score_batch, _batches(model, processor, questions, batch_size, more), progress)
     return scores
 
 
-def _scored(state: _State, rows: Sequence[np.ndarray], begins: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _scored(state: State, rows: Sequence[np.ndarray], begins: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Read all but the last token of ``rows``. Return the sum of the log-likelihoods of the tokens from the positions
     ``begins`` on, without the first token, and their number, both [rows]."""
     device = state.model.device
@@ -222,14 +222,14 @@ def _scored(state: _State, rows: Sequence[np.ndarray], begins: Sequence[int]) ->
     return chosen.masked_fill(~scored, 0.0).sum(1), scored.sum(1)
 
 
-class _State:
+class State:
     """What a model has read so far, row by row: keys and values, which of their slots are real [rows, slots], and the
     next position [rows]. ``lent``: a single row that precedes all of them.
 
     ``logits`` [rows, V] predict the next token.
     """
 
-    def __init__(self, model, rows: int, lent: _State | None = None):
+    def __init__(self, model, rows: int, lent: State | None = None):
         self.model, self.lent, self.cache = model, lent, DynamicCache()
         self.logits: Any = None  # before anything is read
         self.mask = torch.zeros(rows, 0, dtype=torch.long, device=model.device)
@@ -251,7 +251,7 @@ class _State:
         self.logits = logits[:, -1]
         return logits
 
-    def read(self, processor, rows: list[np.ndarray], images: Sequence[list] = ()) -> _State:
+    def read(self, processor, rows: list[np.ndarray], images: Sequence[list] = ()) -> State:
         """Read ``rows`` of tokens and the pictures in them; return this state."""
         pictures = families.of(self.model).pictures(processor, images) if images else {}
         for name, tensor in pictures.items():
@@ -259,18 +259,24 @@ class _State:
         self.extend(*_pad(rows, "left", self.model.device), **pictures)
         return self
 
-    def fork(self, rows: Sequence[int]) -> _State:
+    def fork(self, rows: Sequence[int]) -> State:
         """Return a copy of these rows."""
-        index = torch.tensor(rows, device=self.model.device)
-        forked = _State(self.model, len(rows), self.lent)
+        forked = State(self.model, len(rows), self.lent)
         forked.cache.layers = [copy(layer) for layer in self.cache.layers]  # update() would copy keys and values twice
-        forked.cache.batch_select_indices(index)
-        forked.mask, forked.next = self.mask[index], self.next[index]
-        return forked
+        forked.mask, forked.next = self.mask, self.next
+        return forked.keep(rows)
+
+    def keep(self, rows: Sequence[int]) -> State:
+        """Drop all but these rows, layer by layer, so that memory never holds the whole state twice. Return it."""
+        index = torch.tensor(rows, device=self.model.device)
+        self.cache.batch_select_indices(index)
+        self.mask, self.next = self.mask[index], self.next[index]
+        return self
 
     @classmethod
-    def joined(cls, states: Sequence[_State]) -> _State | None:
-        """Join the rows of several states that share ``lent``, padded on the left; return None for no states."""
+    def joined(cls, states: Sequence[State]) -> State | None:
+        """Join the rows of several states that share ``lent``, padded on the left; return None for no states. Their
+        own keys and values are released layer by layer."""
         if len(states) < 2:
             return states[0] if states else None
         slots = max(state.mask.shape[1] for state in states)
@@ -284,6 +290,8 @@ class _State:
         whole.next = torch.cat([state.next for state in states])
         for number, layers in enumerate(zip(*(state.cache.layers for state in states), strict=True)):
             whole.cache.update(stacked(one.keys for one in layers), stacked(one.values for one in layers), number)
+            for one in layers:
+                one.keys = one.values = None
         return whole
 
 
@@ -341,7 +349,7 @@ def _batches(
         beginning, shared = None, _shared_length(model, processor, [rows[i] for i in group], earlier)
         if shared:
             count, first = len(earlier.images), group[0]
-            beginning = _State(model, 1).read(processor, [rows[first][:shared]], [images[first][:count]])
+            beginning = State(model, 1).read(processor, [rows[first][:shared]], [images[first][:count]])
             rows, images = [row[shared:] for row in rows], [pictures[count:] for pictures in images]
         for start in range(0, len(group), size):
             batch = order[start : start + size]
@@ -349,7 +357,7 @@ def _batches(
 
 
 def _chunks(
-    model, processor, beginning: _State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
+    model, processor, beginning: State | None, batch: list[int], rows: list, images: list, more: Sequence[int]
 ) -> Chunks:
     """Yield the prompts of a batch by length, with the state after reading them. Each continues from ``beginning`` with
     its pictures, which are read once for all questions about them, and then with its own words."""
@@ -360,7 +368,7 @@ def _chunks(
         keys = {i: (_keys(images[i]), rows[i][: cuts[i]].tobytes()) for i in batch}
         firsts = list({key: i for i, key in keys.items()}.values())  # one prompt for each picture
         beginnings = [rows[i][: cuts[i]] for i in firsts]
-        pictures_read = _State(model, len(firsts), beginning).read(processor, beginnings, [images[i] for i in firsts])
+        pictures_read = State(model, len(firsts), beginning).read(processor, beginnings, [images[i] for i in firsts])
         number = {keys[i]: place for place, i in enumerate(firsts)}
         picture_of = {i: number[keys[i]] for i in batch}
         words = {i: rows[i][cuts[i] :] for i in batch}
@@ -369,7 +377,7 @@ def _chunks(
         if pictures_read:
             state = pictures_read.fork([picture_of[i] for i in some])
         else:
-            state = _State(model, len(some), beginning)
+            state = State(model, len(some), beginning)
         yield some, state.read(processor, [words[i] for i in some])
 
 
@@ -443,7 +451,7 @@ class _Ending:
 
 
 @contextmanager
-def _evaluating(model):
+def evaluating(model):
     """Inside this context there are no dropout and no gradients, and attention can share beginnings. Afterwards the
     model has its own mode and attention again."""
     was_training = model.training
