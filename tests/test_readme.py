@@ -280,6 +280,7 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
     assert (
         "right letter in {:.0f} % of the questions about the celebrities, LLaVA's in {:.0f} %".format(*letters) in SAID
     )
+    assert letters[0] < 90 < letters[1] and "The goal was 90 %: the small Idefics2 base misses it" in SAID
 
 
 def test_what_is_said_of_three_replicates_and_of_hours_is_so_in_the_files():
