@@ -330,7 +330,8 @@ def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
     printed = str([cell.get("outputs") for cell in nbformat.read(paths.notebooks() / "14_paper_scale.ipynb", 4).cells])
     half, single = (re.search(rf"{name}[^:]*: about (\d+) hours", printed)[1] for name in ("bf16", "fp32"))
     readme = (paths.checkout() / "README.md").read_text(encoding="utf-8")
-    assert f"about {half} hours in bf16, {single} as shipped (predicted)" in readme
+    both = " and ".join(re.search(rf"sum, {name}[^:]*: about (\d+) hours", printed)[1] for name in ("bf16", "fp32"))
+    assert f"about {half} hours in bf16, {single} as shipped (predicted); with Idefics2, {both}." in readme
     assert "`eval_batch: 32` takes 33 GiB and less than half the time" in readme
     needs = [sum(estimate.answering(plain.but(eval_batch=size)).values()) for size in (8, 32)]
     assert [round(need) for need in needs] == [21, 33]
