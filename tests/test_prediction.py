@@ -158,6 +158,13 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
         assert size({**half, "micro_batch": 2}, method) < 40 * tenth
         assert size({**half, "checkpointing": True}, method) < 24 * tenth
         assert size({**half, "micro_batch": 1}, method, quantised=True) < 24 * tenth
+    clean = PAPER.but(checkpointing=True)  # in bf16
+    assert sum(estimate.training(clean.training, False).values()) < 24 * tenth
+    methods = [{"method": name} for name in ("ga", "grad_diff", "kl_min", "npo")]
+    for given in (*methods, {"method": "npo", "variant": "retain"}):
+        config = clean.but(modality="multimodal", **given)
+        assert config.unlearning.precision == "bf16"
+        assert sum(estimate.training(config.unlearning, False, config.objective).values()) < 24 * tenth
     for protocol in ("clean", "upstream"):
         assert sum(estimate.answering(PAPER.but(protocol=protocol)).values()) < 24 * tenth
     both, one = (size(half, method) for method in ("grad_diff", "ga"))
