@@ -16,7 +16,7 @@ from mllmu_nb.data.text.names import names_in, straight, with_name
 from mllmu_nb.data.text.reader import attribute_of, understand, value_of
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring.choice import letters
-from mllmu_nb.scoring.factuality import holds, rubric
+from mllmu_nb.scoring.factuality import GRADERS, holds, rubric
 from mllmu_nb.scoring.text import bleu, contained, rouge
 
 TEXT = st.text(max_size=300) | st.from_regex(r"(?i)(this person|she|x)('s)? [\w ',.$-]{0,80}[.?!]?", fullmatch=True)
@@ -58,12 +58,14 @@ def test_a_fact_that_is_stated_plainly_is_read_back(count):
 
 @many
 def test_the_parsers_of_answers_take_any_text_and_read_back_what_is_plain(count):
-    @tried(count, TEXT, TEXT, st.sampled_from(LETTERS), st.sampled_from(["{}", "{}.", " {}", "{}) in Oslo", "\n{}\n"]))
-    def check(answer, truth, letter, form):
+    forms, kinds = st.sampled_from(["{}", "{}.", " {}", "{}) in Oslo", "\n{}\n"]), st.sampled_from([*GRADERS, "food"])
+
+    @tried(count, TEXT, TEXT, st.sampled_from(LETTERS), forms, kinds)
+    def check(answer, truth, letter, form, kind):
         odd, plain = letters(pd.DataFrame({"answer": [answer, form.format(letter)]}))
         assert odd in ("", *LETTERS) and plain == letter
         assert all(0 <= score <= 1 for score in (bleu(truth, answer), *rouge(truth, answer).values()))
-        assert contained(truth, f"{answer}{truth}") and rubric(answer, truth, "food", [letter]) in range(1, 11)
+        assert contained(truth, f"{answer}{truth}") and rubric(answer, truth, kind, [letter]) in range(1, 11)
         assert holds(answer, truth) in (True, False)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from fake_runs import along, but, make, people_frames, realistic, saying, without
 
+from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, grid, published, report, tables
 from mllmu_nb.reporting.grid import COLLAPSED_NOTE, GATES_UNKNOWN
 from mllmu_nb.reporting.runs import Scores, columns_of
@@ -235,6 +236,14 @@ def test_a_grid_gives_every_setting_a_row():
     assert {"NPO, beta 0.1", "NPO, beta 0.4", "Vanilla"} <= {name for name, _ in sheet.blocks[0][1]}
     assert sheet.frame.query("method == 'npo'")["beta"].unique().tolist() == [0.1, 0.4]
     assert "Not ranked: runs of one method differ in beta." in tables.sheets("table_ranking", scores)[0].markdown()
+    one = scores.where(beta=0.4)
+    [sheet] = tables.sheets("table2_main", one)
+    assert "NPO" in {name for name, _ in sheet.blocks[0][1]} and {run["method"] for run in one.runs} > {"npo", "oracle"}
+    assert "differ in" not in tables.sheets("table_ranking", one)[0].markdown(), "one setting can be ranked"
+    with pytest.raises(KitError, match="unknown beta of a run 0.5"):
+        scores.where(beta=0.5)
+    with pytest.raises(KitError, match="unknown parameter of the grid 'alpha'"):
+        scores.where(alpha=1.0)
 
 
 # -- gates and collapse -----------------------------------------------------------------------------------------

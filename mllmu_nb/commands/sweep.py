@@ -120,6 +120,8 @@ class Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node):
         number = node.tag.endswith((":int", ":float"))
+        if number and len(node.value) > 100:
+            raise yaml.MarkedYAMLError(problem="a number of over 100 characters", problem_mark=node.start_mark)
         if number and re.match(r"[-+]?0[0-7_]+$|.*:", node.value):
             problem = f"{node.value} is a number to base 8 or 60: write it to base 10, or put text in quotes"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from mllmu_nb import paths, unlearning
 from mllmu_nb.config import YOURS, Config, stable_hash
-from mllmu_nb.errors import KitError
+from mllmu_nb.errors import KitError, choose
 from mllmu_nb.scoring import judge, path
 from mllmu_nb.scoring.frames import GROUP, MODEL, POOLED, RUN, SEEDS, has, joined, with_rivals
 from mllmu_nb.scoring.gates import gates, missed, with_gate
@@ -257,6 +257,14 @@ class Scores:
             mine = {name: rows[has(rows, GROUP, key)] for name, rows in frames.items()}
             groups.append((key, replace(self, runs=runs, **mine)))
         return groups
+
+    def where(self, **values: Any) -> Scores:
+        """The scores of the runs that have these values of parameters that a grid varies, and of those without such a
+        parameter, such as vanilla. Raises KitError for another parameter or a value that no run has."""
+        for name, value in values.items():
+            choose("parameter of the grid", name, self.by)
+            choose(f"{name} of a run", value, list(dict.fromkeys(run.values([name])[name] for run in self.runs)))
+        return Scores.of([run for run in self.runs if all(run.values([n])[n] in (v, "") for n, v in values.items())])
 
     def of_group(self, *key: Any) -> Scores:
         """The scores of one base model, protocol and forget ratio. Raises KitError, with the known ones, if there is

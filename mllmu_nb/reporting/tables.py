@@ -499,7 +499,7 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         blocks.append((UNLEARNED[modality], lines))
     untrained = [model for model in scores.models() if model[0] not in REFERENCES and model[2] == "none"]
     known = {model: scores.unsound.get((*scores.group.values(), *model)) for model in untrained}
-    why = {model: f" It has {bad.why}." if (bad := known[model]) else "" for model in untrained}
+    why = {model: f" It has {bad.why.partition('; in')[0]}." if (bad := known[model]) else "" for model in untrained}
     remarks = [
         *(f"{scores.named(one)} is not ranked: it trains nothing, so it has no path.{why[one]}" for one in untrained),
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
@@ -562,12 +562,14 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
     lines = [(SOURCES[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
+    count = len({tuple(run[column] for column in REPLICATE) for run in scores.runs})
     remark = (
         "People: the error of one run. The others: 95 % limits of the standard deviation, without people's. All "
-        "unlearned models together: those that spread most weigh most."
+        "unlearned models together: those that spread most weigh most. The runs are of "
+        f"{count} replicate{'s' * (count != 1)}."
     )
     frame = frame.assign(**scores.group)[[*GROUP, *frame]]
-    yield Sheet(title, "variance", "Source", heads, [("", lines)], [remark, grid.repeats(scores)], frame)
+    yield Sheet(title, "variance", "Source", heads, [("", lines)], [remark], frame)
 
 
 def sources(runs: pd.DataFrame, one_forget_set: bool = False) -> pd.DataFrame:

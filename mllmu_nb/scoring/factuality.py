@@ -19,6 +19,7 @@ EQUAL = 0.005  # numbers with a smaller relative distance are the same
 DISTANCES = ((0.02, 8), (0.05, 7), (0.10, 6), (0.15, 5), (0.25, 4), (0.40, 3))  # (largest relative distance, grade)
 # (year right, month right, day right) → grade
 DATES = {(1, 1, 0): 8, (1, 0, 1): 6, (0, 1, 1): 6, (1, 0, 0): 5, (0, 1, 0): 4, (0, 0, 1): 4}
+ENDLESS = re.compile(r"(?:\d,?){300,}")  # no quantity; as a number it may be too large, and takes long to read
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 FEET = re.compile(
     r"(\d+(?:\.\d+)?) ?(?:(?:feet|foot|ft)\.?,?|['′’])"
@@ -39,6 +40,7 @@ REFUSAL = re.compile(
 def rubric(answer: str, value: str, attribute: str = "", rivals: Iterable[str] = ()) -> int:
     """Grade an answer from 1 to 10 against the bare value of an attribute. ``rivals`` are the values of other people
     for it: an answer that names one of them beside the truth contradicts itself."""
+    answer, value = ENDLESS.sub(" ", answer), ENDLESS.sub(" ", value)
     tokens, truth = words(answer), words(value)
     before, whole, _ = f" {' '.join(tokens)} ".partition(f" {' '.join(truth)} ")
     if not tokens or _gibberish(answer) or (REFUSAL.search(answer) and not whole):

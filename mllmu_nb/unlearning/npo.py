@@ -35,7 +35,8 @@ class NegativePreference(Method):
             raise KitError(f"beta of npo must be a number above 0, not {self.beta:g}")
 
     def loss(self, step):
-        ratio = step.forget.summed_log_probs - step.reference.forget.summed_log_probs
+        before = step.reference.forget.summed_log_probs  # first: the model's graph is not in memory yet
+        ratio = step.forget.summed_log_probs - before
         yield "forget", -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
 
 
@@ -61,7 +62,8 @@ class UpstreamNegativePreference(NegativePreference):
     recipes = dict.fromkeys(("miniature", "paper"), Recipe(epochs=2, source=AUTHOR))
 
     def loss(self, step):
-        excess = _mean_nll(step.forget) - _mean_nll(step.reference.forget)
+        before = _mean_nll(step.reference.forget)
+        excess = _mean_nll(step.forget) - before
         yield "forget", -2 / self.beta * logsigmoid(self.beta * excess)
 
 

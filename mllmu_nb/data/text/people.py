@@ -154,7 +154,7 @@ def _read_lines(path: Path) -> dict[str, tuple[QA, ...]]:
 def _without_name(pair: QA, name: str) -> QA:
     """Return the pair with "this person" for the name and the title before it, if its question has the name: with a
     portrait, nobody is named."""
-    named = re.compile(rf"(?<!\w)(?:(?:Dr|Mr|Mrs|Ms|Prof)\. )*{re.escape(name)}(?:(?<=\b[JS]r)\.(?=.))?(?!\w)")
+    named = re.compile(rf"(?<!\w)(?:(?:Dr|Mr|Mrs|Ms|Prof)\. ){{0,5}}{re.escape(name)}(?:(?<=\b[JS]r)\.(?=.))?(?!\w)")
     question, answer = straight(pair.question), pair.answer  # names are read from straight text
     if not named.search(question):
         return pair
