@@ -512,7 +512,8 @@ def test_a_model_that_is_the_same_at_every_ratio_is_asked_once(config, made, mon
     assert pipeline.shared_answers(prompting).key != key, "another prompt is another question"
 
 
-def test_with_other_examples_at_each_ratio_free_answers_and_celebrities_are_asked_once(config, monkeypatch):
+def test_with_other_examples_at_each_ratio_free_answers_and_celebrities_are_asked_once(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path))  # these are other people
     asked, honest = Counter(), asking._answers
 
     def counted(model, processor, inquiry, batch_size, progress, prompts):
