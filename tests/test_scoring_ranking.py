@@ -42,7 +42,12 @@ MODELS = {
 def frames(models=MODELS, dead=(), **options):
     """Return scored items, their cells, and the unsound models: those in ``dead``."""
     items = scored(models, **options)
-    bad = {(*GROUP, name, "canonical", "multimodal", ""): Unsound(1, 3, "collapsed in 1 of 3: broken") for name in dead}
+    bad = {
+        (*GROUP, name, "canonical", "multimodal", ""): Unsound(
+            1, 3, "collapsed in 1 of 3", "collapsed in 1 of 3: broken"
+        )
+        for name in dead
+    }
     return items, cells(items), bad
 
 

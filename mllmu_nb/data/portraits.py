@@ -208,17 +208,17 @@ def large(data: bytes, size: int = 256) -> Image.Image:
 def from_bytes(data: bytes) -> Image.Image:
     """Decode the bytes of one of the FORMATS as RGB, upright as its EXIF data say. Raises KitError if they are no such
     picture, or have over MOST_PIXELS."""
-    deep = False
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             if math.prod(picture.size) > MOST_PIXELS:  # seen before it is decoded
                 raise Image.DecompressionBombError
-            deep = picture.mode.startswith(("I", "F"))  # Pillow would make nearly every pixel of it white
-            if deep:
-                raise ValueError
+            if picture.mode.startswith(("I", "F")):  # Pillow would make nearly every pixel of it white
+                raise KitError("a picture has more than 8 bits a channel: save it with 8")
             return ImageOps.exif_transpose(picture).convert("RGB")
+    except KitError:
+        raise
     except Exception as error:  # the error of a damaged file differs by format: OSError, SyntaxError, struct.error ..
-        reason = "it has more than 8 bits a channel" if deep else f"{type(error).__name__}, {len(data)} bytes"
+        reason = f"{type(error).__name__}, {len(data)} bytes"
         raise KitError(f"the picture cannot be decoded ({reason}): replace it") from None
 
 

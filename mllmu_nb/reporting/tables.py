@@ -498,10 +498,12 @@ def ranking_table(scores: Scores) -> Iterator[Sheet]:
         lines += [(scores.named(model, True), [("", AFTER)] * 2) for model in later]
         blocks.append((UNLEARNED[modality], lines))
     untrained = [model for model in scores.models() if model[0] not in REFERENCES and model[2] == "none"]
-    known = {model: scores.unsound.get((*scores.group.values(), *model)) for model in untrained}
-    why = {model: f" It has {bad.why.partition('; in')[0]}." if (bad := known[model]) else "" for model in untrained}
-    remarks = [
-        *(f"{scores.named(one)} is not ranked: it trains nothing, so it has no path.{why[one]}" for one in untrained),
+    remarks = []
+    for model in untrained:
+        bad = scores.unsound.get((*scores.group.values(), *model))
+        also = f" It has {bad.what}." if bad else ""
+        remarks.append(f"{scores.named(model)} is not ranked: it trains nothing, so it has no path.{also}")
+    remarks += [
         "The gap is the one in the view that was trained. Methods that share a capital letter are not told apart "
         f"({len(pairs)} comparison{'s' * (len(pairs) != 1)} person by person, Holm-corrected together at 5 %). "
         "Collapse is judged where a run ends, and the rank where half of the gap is closed: a method may be left out "

@@ -27,10 +27,12 @@ UNJUDGED = ("base", "vanilla")
 
 
 class Unsound(NamedTuple):
-    """In how many of its runs a model has collapsed or refuses everybody, and why in the first of them."""
+    """In how many of its runs a model has collapsed or refuses everybody, ``what`` it is in words, and ``why``: the
+    same words with the reasons in the first of these runs."""
 
     count: int
     runs: int
+    what: str
     why: str
 
 
@@ -129,5 +131,5 @@ def unsound(verdicts: pd.DataFrame, by: Sequence[str] = ()) -> dict[tuple, Unsou
             often = " in {} of {}" if len(rows) > 1 else ""
             counted = " and ".join(name + often.format(count, len(rows)) for name, count in what.items() if count)
             first = "; in the first of them " if len(bad) > 1 else ": "
-            result[model] = Unsound(len(bad), len(rows), f"{counted}{first}{bad['why'].iloc[0]}")
+            result[model] = Unsound(len(bad), len(rows), counted, f"{counted}{first}{bad['why'].iloc[0]}")
     return result
