@@ -209,7 +209,7 @@ def main() -> None:
     fixed = {name: yaml.safe_load(value) for name, value in fixed.items()}
     worlds = [Config.from_parameters({**fixed, "data_seed": seed, "train_seed": seed}) for seed in options.worlds]
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {"choices": []}
-    known |= {"rule": __doc__, "worlds": list(options.worlds)}
+    known |= {"rule": __doc__, "worlds": list(options.worlds), "base_hash": inputs.base_hash(worlds[0])}
     chosen = {(one["method"], one["variant"], one["modality"]): one for one in known["choices"]}
     every = [(*name, modality) for name in WEIGHTS for modality in path.TRAINED_VIEW]
     for method, variant, modality in every:
