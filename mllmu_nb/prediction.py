@@ -219,10 +219,10 @@ class Estimate:
                 at_once = engine.READ_AT_ONCE // (words + options * len(LETTERS) * words // 4)
                 for start in range(0, size, at_once):
                     rows = min(at_once, size - start)
-                    kept.append(state := pictures.fork([0] * rows))
+                    kept.append(state := pictures.fork().keep([0] * rows))
                     read(state, rows, 0, words)
                     if options:
-                        kept.append(option := state.fork(range(rows)))
+                        kept.append(option := state.fork())
                         read(option, rows, 0, words // 4, 0)
                         break  # its states are not kept
                 return {**peaks, "kept": tally.now - weights}

@@ -7,10 +7,12 @@ import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from tokenizers import normalizers
 from transformers import AutoModelForImageTextToText, CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast
 
 from miniature import make_processor, make_tokenizer
@@ -209,6 +211,34 @@ def test_tokens_do_not_depend_on_who_called_the_tokenizer_before_or_on_their_nei
     together = LLAVA.tokens(processor, [*conversations, *conversations])  # each text twice
     for one, other in zip([*alone, *alone], together, strict=True):
         assert one.ids.tolist() == other.ids.tolist() and one.taught.tolist() == other.taught.tolist()
+
+
+@pytest.mark.parametrize("kind", ["own", "llama"])
+def test_worked_examples_are_encoded_once_with_the_same_tokens(processor, kind):
+    """A tokenizer that begins each text in its own way, as Llama's, is not cut."""
+    words = copy.deepcopy(processor.tokenizer)
+    if kind == "llama":
+        words.backend_tokenizer.normalizer = normalizers.Prepend("~")
+    own, encoded = make_processor(words), []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(words.backend_tokenizer, name)
+
+        def encode_batch(self, texts, **how):
+            encoded.extend(texts)
+            return words.backend_tokenizer.encode_batch(texts, **how)
+
+    shots = [shot_turn(f"Who is {n}?", "B", FACE, ("Oslo", "Riga", "Lima", "Cairo")) for n in range(5)]
+    asked = [Conversation((*shots, Turn(f"Where is {n}?", "Here.\n Or there.", FACE))) for n in range(4)]
+    alone = [LLAVA.tokens(own, [one], eos=True)[0] for one in asked]
+    own.tokenizer = SimpleNamespace(backend_tokenizer=Counting(), eos_token=words.eos_token)
+    together = LLAVA.tokens(own, asked, eos=True)
+    for one, other in zip(alone, together, strict=True):
+        assert one.ids.tolist() == other.ids.tolist() and one.characters.tolist() == other.characters.tolist()
+        assert one.taught.tolist() == other.taught.tolist() and one.taught.any()
+    whole = sum(len(one.text) for one in alone)
+    assert sum(map(len, encoded)) < 0.2 * whole if kind == "own" else sum(map(len, encoded[-4:])) == whole
 
 
 def test_no_text_is_unknown_to_the_shipped_tokenizer():

@@ -204,7 +204,7 @@ def test_rows_that_are_dropped_and_batches_that_are_joined_are_not_in_memory_twi
     one = engine.State(model, 1)
     with engine.evaluating(model), Tally() as tally:
         one.extend(torch.ones(1, 400, dtype=torch.long))
-        states = [one.fork([0] * 4) for _ in range(2)]
+        states = [one.fork().keep([0] * 4) for _ in range(2)]
         held = tally.peak = tally.now
         states[0].keep(range(3))
         assert tally.peak < 1.1 * held and tally.now < held

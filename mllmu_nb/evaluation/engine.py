@@ -52,16 +52,21 @@ class Prompts:
     @classmethod
     def of(cls, model, processor, conversations: Sequence[Conversation], options: Options | None = None) -> Prompts:
         """Encode conversations as the family of ``model`` writes them, with their ``options`` as answers if given."""
-        family, rows, begins, written = families.of(model), [], [], conversations
+        family, written, alike = families.of(model), conversations, defaultdict(list)
         if options is not None:
             pairs = zip(conversations, options, strict=True)
             written = [conversation.answered(option) for conversation, given in pairs for option in given]
-        for start in range(0, len(written), ENCODED_AT_ONCE):
-            for one in family.tokens(processor, written[start : start + ENCODED_AT_ONCE]):
-                rows.append(one.ids.astype(np.int32))
-                # earlier turns have answers, too; an open prompt ends where its answer begins
-                answered = 0 if options is None else int(one.taught[::-1].cumprod().sum())
-                begins.append(len(one.ids) - answered)
+        for number, conversation in enumerate(written):  # the same earlier turns are encoded once
+            alike[conversation.turns[:-1]].append(number)
+        rows, begins = [np.empty(0)] * len(written), [0] * len(written)
+        for numbers in alike.values():
+            for start in range(0, len(numbers), ENCODED_AT_ONCE):
+                some = numbers[start : start + ENCODED_AT_ONCE]
+                for number, one in zip(some, family.tokens(processor, [written[n] for n in some]), strict=True):
+                    rows[number] = one.ids.astype(np.int32)
+                    # earlier turns have answers, too; an open prompt ends where its answer begins
+                    answered = 0 if options is None else int(one.taught[::-1].cumprod().sum())
+                    begins[number] = len(one.ids) - answered
         return cls(conversations, rows, begins)
 
     @property
@@ -200,7 +205,7 @@ def option_likelihoods(
             total, count = _scored(state, [shared[i] for i in indices], [min(starts[i]) for i in indices])
             for option in range(width):  # one after the other, because each needs keys and values of its own
                 begins = [starts[i][option] - len(shared[i]) + 1 for i in indices]
-                rest = _scored(state.fork(range(len(indices))), [tails[i][option] for i in indices], begins)
+                rest = _scored(state.fork(), [tails[i][option] for i in indices], begins)
                 means = (total + rest[0]) / (count + rest[1])
                 scores[indices, option] = means.double().cpu().numpy()
 
@@ -259,12 +264,12 @@ class State:
         self.extend(*_pad(rows, "left", self.model.device), **pictures)
         return self
 
-    def fork(self, rows: Sequence[int]) -> State:
-        """Return a copy of these rows."""
-        forked = State(self.model, len(rows), self.lent)
-        forked.cache.layers = [copy(layer) for layer in self.cache.layers]  # update() would copy keys and values twice
+    def fork(self) -> State:
+        """Return a state that continues from here, while this one stays: reading more makes new keys and values."""
+        forked = State(self.model, len(self.mask), self.lent)
+        forked.cache.layers = [copy(layer) for layer in self.cache.layers]
         forked.mask, forked.next = self.mask, self.next
-        return forked.keep(rows)
+        return forked
 
     def keep(self, rows: Sequence[int]) -> State:
         """Drop all but these rows, layer by layer, so that memory never holds the whole state twice. Return it."""
@@ -375,7 +380,7 @@ def _chunks(
     by_length = sorted(batch, key=lambda i: len(words[i]))  # stable: prompts of one length keep the batch's order
     for some in _cut(by_length, [len(words[i]) + more[i] for i in by_length]):
         if pictures_read:
-            state = pictures_read.fork([picture_of[i] for i in some])
+            state = pictures_read.fork().keep([picture_of[i] for i in some])
         else:
             state = State(model, len(some), beginning)
         yield some, state.read(processor, [words[i] for i in some])

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import nan
+from os.path import commonprefix
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -23,25 +24,29 @@ LABEL_MODES = ("answer", "text", "upstream")
 # transformers 4.45.
 SPARED = ("multi_modal_projector", "vision_model", "lm_head")
 UPSTREAM = r".*\.(q|k|v|o|gate|up|down)_proj"
+WORTH_SHARING = 200  # characters; encoding a shorter common beginning again costs no more than cutting it off
+READ_AHEAD = 8  # characters after a cut that are the same in all texts; a tokenizer splits words by one or two of them
 USUAL = 512  # pixels per side of a typical picture, for a model that takes any size
 Picture: TypeAlias = bytes | Image.Image
 
 
 @dataclass
 class Tokens:
-    """A conversation as token ids [T], with its text and the spans of the answers in the text. ``encoding`` is made by
-    the tokenizers library; ``times`` [tokens of the text] says how often ids repeats each of its tokens."""
+    """A conversation as token ids [T], with its text and the spans of the answers in the text. ``encodings``, each with
+    the place in the text where it begins, are made by the tokenizers library; ``times`` [tokens of the text] says how
+    often ids repeats each of their tokens."""
 
     ids: np.ndarray
     text: str
     spans: list[tuple[int, int]]
-    encoding: Any
+    encodings: Sequence[tuple[int, Any]]
     times: np.ndarray | int = 1
 
     @cached_property  # to compute them takes as long as encoding, and an open prompt needs none
     def characters(self) -> np.ndarray:
         """The characters (start, stop) of each token in the text [T, 2]."""
-        return np.array(self.encoding.offsets).reshape(-1, 2).repeat(self.times, axis=0)
+        offsets = [np.array(encoding.offsets).reshape(-1, 2) + start for start, encoding in self.encodings]
+        return np.concatenate(offsets).repeat(self.times, axis=0)
 
     @property
     def taught(self) -> np.ndarray:
@@ -149,24 +154,18 @@ class Family:
         each, rows = slot.count(processor.image_token), []
         rendered = [self.render(c, slot, end) for c in conversations]
         texts = list(dict.fromkeys(text for text, _ in rendered))  # a question about a picture is asked of many people
-        # The tokenizer itself would also make lists of all that the encodings hold. Its backend keeps the padding of
-        # the last call, so this is switched off.
-        backend = processor.tokenizer.backend_tokenizer
-        backend.no_padding()
-        backend.no_truncation()
-        encodings = dict(zip(texts, backend.encode_batch(texts), strict=True))
+        encoded = dict(zip(texts, _encoded(processor.tokenizer, texts), strict=True))
         shown = {text: text.count(processor.image_token) for text in texts}
         for conversation, (text, spans) in zip(conversations, rendered, strict=True):
             if shown[text] != each * len(conversation.images):
                 raise KitError(f"a text about people holds {processor.image_token}, which means a picture: remove it")
-            encoding = encodings[text]
-            ids = np.array(encoding.ids)
+            ids = np.concatenate([encoding.ids for _, encoding in encoded[text]])
             times: np.ndarray | int = 1
             if images := conversation.images:
                 counts = [self.image_tokens(processor, image) for image in images]
                 times = np.ones_like(ids)
                 times[ids == processor.image_token_id] = np.repeat(counts, each)
-            rows.append(Tokens(ids.repeat(times), text, spans, encoding, times))
+            rows.append(Tokens(ids.repeat(times), text, spans, encoded[text], times))
         return rows
 
     def encode(
@@ -242,6 +241,25 @@ def chat(
             if number < len(conversation.turns):
                 text += "\n" if eos else f"{end}\n"
     return text, spans
+
+
+def _encoded(tokenizer, texts: Sequence[str]) -> list[list[tuple[int, Any]]]:
+    """Return the encodings of each text, each with the place in the text where it begins: one, or two where the texts
+    begin with the same lines, such as worked examples. These are then encoded once, if the first text shows that the
+    tokenizer can be cut after them."""
+    # The tokenizer itself would also make lists of all that the encodings hold. Its backend keeps the padding of the
+    # last call, so this is switched off.
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    alike = commonprefix(texts)
+    cut = alike.rfind("\n", 0, -READ_AHEAD) + 1
+    if cut >= WORTH_SHARING and len(texts) > 2:
+        beginning = backend.encode(alike[:cut])
+        rest = backend.encode_batch([text[cut:] for text in texts], add_special_tokens=False)
+        if backend.encode(texts[0]).ids == beginning.ids + rest[0].ids:
+            return [[(0, beginning), (cut, one)] for one in rest]
+    return [[(0, one)] for one in backend.encode_batch(texts)]
 
 
 @lru_cache(maxsize=1024)  # a portrait is used in every epoch, and a large one takes tens of ms
