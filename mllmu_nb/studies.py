@@ -10,6 +10,7 @@ its answers.
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from mllmu_nb.reporting.runs import Run, read_run
 from mllmu_nb.reporting.sheet import Sheet
 from mllmu_nb.reporting.tables import UNLEARNED
 from mllmu_nb.scoring import path
-from mllmu_nb.scoring.frames import MODEL
+from mllmu_nb.scoring.frames import MODEL, REPLICATE
 from mllmu_nb.scoring.path import TRAINED_VIEW
 from mllmu_nb.stages import RECORD, Stage, read_json
+from mllmu_nb.statistics.intervals import interval
 from mllmu_nb.training import TrainingDiverged
 
 # -- the runs ---------------------------------------------------------------------------------------------------
@@ -108,11 +110,13 @@ def whole_epochs(config: Config) -> Config:
 # -- the table --------------------------------------------------------------------------------------------------
 
 MEASURES = {path.KEPT: "Kept, %", "free": "Free answers, %"}
+CLOSED = ("closed", "other_closed", "closed_low", "closed_high")
 NUMBERS = ["value", "low", "high", "n_replicates", "of"]
 REMARK = (
     "In brackets: 95 % limits of the difference, person by person. Closed: the share of the gap from vanilla to the "
-    "oracle that is closed where the training ends. Kept, and Free answers: where half of it is closed; choices by "
-    "likelihood about Retain and the celebrities, half each, and free answers about Retain that state the fact."
+    "oracle that is closed where the training ends; its limits are over replicates. Kept, and Free answers: where half "
+    "of it is closed; choices by likelihood about Retain and the celebrities, half each, and free answers about Retain "
+    "that state the fact."
 )
 
 
@@ -136,8 +140,9 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     ``value``, ``low``, ``high``: what the variant keeps where half of the gap is closed in the trained view, in the
     ``n_replicates`` of ``of`` in which both close half; ``other_value`` .. of the canonical method, and
     ``change_value`` .. of their difference, person by person. ``closed`` and ``other_closed``: the share of the gap
-    that is closed where the training ends. All are shares from -1 to 1; NaN where half is never closed, and where there
-    is no canonical run. Raises KitError as :func:`oracles`, and without a variant.
+    that is closed where the training ends; ``closed_low`` and ``closed_high``: limits of their difference over
+    replicates. NaN where half is never closed, where there is no canonical run, and as limits of one replicate. Raises
+    KitError as :func:`oracles`, and without a variant.
     """
     pieces = [run for run in runs if run["variant"] != "canonical"]
     if not pieces:
@@ -156,18 +161,29 @@ def compared(runs: Sequence[Run]) -> pd.DataFrame:
     key = [*MODEL, "what"]
     frames = [side.set_index(key)[NUMBERS].add_prefix(prefix) for prefix, side in sides.items()]
     frame = pd.concat(frames, axis=1).loc[frames[0].index].reset_index()
-    return frame.join(closed.rename("closed"), on=MODEL).join(other_closed.rename("other_closed"), on=same)
+    of_runs = closed.reset_index().merge(
+        other_closed.reset_index(), "left", [*same, *REPLICATE], suffixes=("", "_other")
+    )
+    rows = [dict(zip(MODEL, key, strict=True)) | _closed(one) for key, one in of_runs.groupby(MODEL)]
+    return frame.merge(pd.DataFrame(rows, columns=[*MODEL, *CLOSED]), "left", MODEL)
+
+
+def _closed(shares: pd.DataFrame) -> dict[str, float]:
+    """The columns CLOSED of one model from the shares of its runs."""
+    mine, other = shares["share"], shares["share_other"]
+    change = interval(mine - other, np.arange(len(shares)), (-inf, inf))
+    return dict(zip(CLOSED, (mine.mean(), other.mean(), change.low, change.high), strict=True))
 
 
 def _kept(runs: Sequence[Run], ends: Sequence[Run], by: list[str]) -> tuple[pd.DataFrame, pd.Series]:
-    """What each run keeps of each person where half of the gap is closed; ``by`` these columns, the mean share that
-    is closed at the end of the training."""
+    """What each run keeps of each person where half of the gap is closed; by these columns and those of the replicate,
+    the share that is closed at the end of the training."""
     points = pd.concat([path.by_person(run.path) for run in (*runs, *ends)], ignore_index=True)
     rows, lengths = path.kept_by_person(points), {run.id: run.train["steps"] for run in runs}
     curves = path.curves(points)
     share = {run: np.interp(lengths[run], curve.steps, curve.closed) for run, curve in curves.items()}
-    which = points.drop_duplicates("run").set_index("run").loc[list(share), by]
-    closed = which.assign(share=share).groupby(by)["share"].mean()
+    which = points.drop_duplicates("run").set_index("run").loc[list(share), [*by, *REPLICATE]]
+    closed = which.assign(share=share).groupby([*by, *REPLICATE])["share"].mean()
     return rows[(rows["place"] == path.HALF) & rows["what"].isin(MEASURES)], closed
 
 
@@ -193,17 +209,19 @@ def table(runs: Sequence[Run]) -> Sheet:
 
 
 def _cells(rows: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, str]]:
-    """What is closed at the end, and each measure, as ``canonical → variant``."""
-    shares = [rows[0][name] for name in ("other_closed", "closed")] if rows[0] else []
-    cells = [(" → ".join(f"{100 * share:.0f}" for share in shares if not pd.isna(share)), "There is no such run.")]
+    """What is closed at the end, and each measure, as ``canonical → variant (limits of the difference)``."""
+    cells = [(_change(rows[0], "other_closed", "closed", "closed_") if rows[0] else "", "There is no such run.")]
     for row in rows:
         text = ""
         if row and not pd.isna(row["value"]):
-            text = number_text(row)
-            if not pd.isna(row["other_value"]):
-                text = f"{100 * row['other_value']:.0f} → {100 * row['value']:.0f}"
-                ends = [f"{100 * row[name]:+.1f}" for name in ("change_low", "change_high") if not pd.isna(row[name])]
-                text += f" ({' to '.join(ends)})".replace("-", "−") if ends else ""
+            alone = pd.isna(row["other_value"])
+            text = number_text(row) if alone else _change(row, "other_value", "value", "change_")
             text += "" if row["n_replicates"] == row["of"] else f", {row['n_replicates']} of {row['of']}"
         cells.append((text, "Not both close half of the gap."))
     return cells
+
+
+def _change(row: Mapping[str, Any], before: str, after: str, prefix: str) -> str:
+    sides = [f"{100 * row[name]:.0f}" for name in (before, after) if not pd.isna(row[name])]
+    ends = [f"{100 * row[prefix + name]:+.1f}" for name in ("low", "high") if not pd.isna(row[prefix + name])]
+    return (" → ".join(sides) + (f" ({' to '.join(ends)})" if ends else "")).replace("-", "−")

@@ -333,14 +333,17 @@ def test_what_is_said_of_the_released_codes_pieces_is_so_in_the_study():
         assert all(f"| {labels[method]} | {cells(variant, method)}" in SAID for method in methods), variant
     assert (frame[frame["variant"].isin(shown)]["change_n_replicates"] == 5).all()
     reach = frame[(frame["variant"] == "reach_upstream") & (frame["what"] == "kept")].set_index("method")
-    ga = (100 * reach.loc["ga", ["closed", "other_closed"]]).map("{:.0f}".format)
-    assert f"closes more of the gap (GA {ga['closed']} % in place of {ga['other_closed']})" in SAID
+    ga = (100 * reach.loc["ga"].filter(like="closed")).map("{:.0f}".format)
+    more = 100 * (reach.loc["ga", "closed"] - reach.loc["ga", "other_closed"])
+    limits = f"{more:.0f} points [{ga['closed_low']}, {ga['closed_high']}]"
+    said = f"closes more of the gap (GA {ga['closed']} % in place of {ga['other_closed']}, a difference of {limits})"
+    assert said in SAID
     assert (reach["change_low"] > 0).to_dict() == {"ga": True, "grad_diff": False, "kl_min": False}
     spans = [f"{100 * reach[name].min():.0f} to {100 * reach[name].max():.0f}" for name in ("closed", "other_closed")]
     assert spans == ["59 to 62", "43 to 45"], "notebook 14"
     others = frame[frame["variant"] == "retain_epoch"]
     assert len(others) == 4 and (others["change_low"] < 0).all() and (others["change_high"] > 0).all()
-    assert "For NPO's reference no change is shown." in SAID
+    assert "For NPO's reference no change of what is kept is shown." in SAID
     labels, whole = (
         frame[(frame["variant"] == name) & (frame["what"] == "kept")] for name in ("labels_text", "whole_passes")
     )

@@ -200,11 +200,11 @@ def numbers_of_steps(clean: Scores) -> tuple[str, str]:
 
 def cost_of_interpolation(clean: Scores) -> str:
     """What docs/limits.md says of what GA and NPO would keep with fewer points of their paths."""
-    changes = re.findall(r"((?:GA|NPO) \((?:image \+ text|text only)\)) −(\d+)", grid.coarser(clean)[0])
-    ends = [end(changes, key=lambda change: int(change[1])) for end in (min, max)]
-    said = [f"{points} points ({model.strip(')').replace(' (', ' on ')})" for model, points in ends]
+    changes = re.findall(r"((?:GA|NPO) \((?:image \+ text|text only)\)) −(\d+) (\[.*?\])", grid.coarser(clean)[0])
+    (model, least, limits), (other, most, more) = (end(changes, key=lambda one: int(one[1])) for end in (min, max))
+    first, second = (name.strip(")").replace(" (", " on ") for name in (model, other))
     assert len(changes) == 4
-    return f"they would keep {' to '.join(said)} less"
+    return f"what they keep would change by −{least} points {limits} ({first}) to −{most} {more} ({second};"
 
 
 def marks_by_form(items: pd.DataFrame) -> str:

@@ -129,9 +129,18 @@ def test_models_are_compared_person_by_person_where_both_close_half(oracles):
     [(heading, [(name, cells)])] = studies.table([*canonical, *pieces]).blocks
     texts = [text for text, _ in cells]
     assert heading == "Unlearned on image + text" and [name, *texts[:2]] == ["GA, labels", "answer", "all text"]
-    assert texts[2] == f"{100 * kept['other_closed']:.0f} → {100 * kept['closed']:.0f}"
+    assert texts[2] == f"{100 * kept['other_closed']:.0f} → {100 * kept['closed']:.0f}"  # two equal pairs: no limits
     limits = f"({100 * kept['change_low']:+.1f} to {100 * kept['change_high']:+.1f})".replace("-", "−")
     assert texts[3] == f"{100 * kept['other_value']:.0f} → 100 {limits}"
+
+
+def test_what_is_closed_has_limits_over_replicates_by_hand():
+    """Differences of .1 and .3 have the mean .2 and the standard error .1; t with one degree of freedom is 12.706."""
+    shares = pd.DataFrame({"share": [0.6, 0.8], "share_other": [0.5, 0.5]})
+    closed = studies._closed(shares)
+    assert list(closed.values()) == pytest.approx([0.7, 0.5, 0.2 - 1.2706, 0.2 + 1.2706], abs=1e-4)
+    alone = studies._closed(shares[:1])
+    assert (alone["closed"], alone["other_closed"]) == (0.6, 0.5) and math.isnan(alone["closed_low"])
 
 
 def test_only_replicates_in_which_both_close_half_are_compared(oracles):

@@ -225,15 +225,11 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
 
 def coarser(scores: Scores, closed_in: str = "trained") -> list[str]:
     """The remark on what interpolation costs: how Kept at half closed changes if every second point is left out."""
-    key, changes = [*MODEL, *scores.by], []
-    fine = scores.kept[(scores.kept["closed_in"] == closed_in) & (scores.kept["place"] == path.HALF)]
     few = path.coarse(scores.points, closed_in, scores.by)
-    rows = (one[one["what"] == path.KEPT].set_index(key)[["value", "n_replicates"]] for one in (fine, few))
-    for model, row in pd.concat(rows, axis=1, keys=("all", "few"), join="inner").dropna().iterrows():
-        if row["all", "n_replicates"] == row["few", "n_replicates"]:
-            change = 100 * (row["few", "value"] - row["all", "value"])
-            changes.append(f"{scores.name(model)} {change:+.0f}".replace("-", "−"))
-    said = "Read from every second point alone, Kept at half closed would change by so many points"
+    rows = few[(few["what"] == path.KEPT) & few["value"].notna()].to_dict("records")
+    said = "Read from every second point alone, Kept at half closed would change by so many points, with 95 % limits"
+    names = [scores.name(tuple(row[column] for column in (*MODEL, *scores.by))) for row in rows]
+    changes = [f"{name} {number_text(row, signed=True)}" for name, row in zip(names, rows, strict=True)]
     return [f"{said}: {', '.join(changes)}."] if changes else []
 
 

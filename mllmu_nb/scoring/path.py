@@ -195,11 +195,11 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] = (), how
 
 
 def coarse(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
-    """Return :func:`kept` where half of the gap is closed, read from every second point of each path: how much it
-    differs from all points shows what interpolation between two points costs."""
+    """Return what interpolation costs, as :func:`kept` with ``minus``: what is kept where half of the gap is closed,
+    read from every second point of each path, minus the same read from all points."""
     number = points.groupby("run")["step"].rank(method="dense")
-    of_people = kept_by_person(points[number % 2 == 1], closed_in, by)
-    return kept(of_people[of_people["place"] == HALF], by)
+    few, every = (kept_by_person(some, closed_in, by) for some in (points[number % 2 == 1], points))
+    return kept(paired(few[few["place"] == HALF], every, ["run", *MODEL, *by]), by, minus=True)
 
 
 def between_modalities(
