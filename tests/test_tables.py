@@ -710,6 +710,26 @@ def test_runs_that_differ_in_a_seed_alone_are_one_replicate():
     assert {model[3]: bad[:2] for model, bad in scores.unsound.items()} == {"ga": (1, 4)}
 
 
+def test_replicates_with_a_given_forget_set_are_compared_as_trainings():
+    """Of three replicates with one file of ids, everybody is in each; nothing speaks of forget sets of their own."""
+    runs = []
+    for number in range(3):
+        given = {"replicate": number, "train_seed": number, "forget_ids_file": "forget.json"}
+        for method, modality in (("vanilla", "none"), ("oracle", "none"), ("ga", "multimodal")):
+            right = realistic(method, modality, 0, number)
+            runs.append(make(method, right, modality=modality, sets=("forget", "retain"), **given, **FEW))
+    scores = Scores.of(runs)
+    [sheet] = tables.sheets("table2_main", scores)
+    said = "Intervals are over 3 replicates (each with trainings of its own; the forget set is one) and over people"
+    assert said in sheet.markdown() and "its own forget set" not in sheet.markdown()
+    cell = scores.cells.query(
+        "method == 'ga' and set == 'forget' and metric == 'exact' and view == 'text' and against == ''"
+    )
+    forget = [run for run in runs if run["method"] == "ga"][0].record["forget_ids"]
+    assert cell["n_replicates"].item() == 3 and cell["n_profiles"].item() == len(forget), "the same people three times"
+    assert cell["low"].item() < cell["value"].item() < cell["high"].item()
+
+
 def test_what_a_replicate_draws_is_told_apart_from_people_by_hand(gated):
     """On Retain all people recur, so the variance over replicates is that of their scores."""
     table = frame("table_variance", gated).set_index(["set", "scoring", "metric", "factor"])
