@@ -173,6 +173,7 @@ def test_a_gpu_that_only_emulates_bfloat16_is_a_problem(monkeypatch):
     assert doctor.device([PAPER.but(method="base", eval_precision="bf16")]).verdict == "problem"
 
 
+@pytest.mark.slow
 def test_memory_and_hours_are_those_of_every_base(monkeypatch):
     def missing(*given, **more):
         raise OSError("none")

@@ -402,6 +402,7 @@ def test_a_model_of_a_grid_that_has_no_path_is_left_out_of_the_paths():
     assert scores.by == ["unlearn_lr"] and "NPO" not in " ".join(words(figures.along_the_path(scores)))
 
 
+@pytest.mark.slow
 def test_the_names_of_many_models_fit_beside_the_paths():
     small = {"people": 12, "famous": 4, "asked": {"classification": 2, "generation": 1}}
     runs = [make("vanilla", **small), make("oracle", **small)]

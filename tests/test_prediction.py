@@ -139,6 +139,7 @@ def test_the_adapter_that_is_counted_is_the_one_that_is_attached(where):
         assert counted == adapters.attach(model, recipe, 0, where).num_parameters(only_trainable=True) > 0
 
 
+@pytest.mark.slow
 def test_the_sizes_of_a_card_that_a_way_of_training_needs():
     """fp32 (upstream) needs over 40 GiB, less with checkpointing; bf16 with checkpointing under 24, 4 bits even less.
     Two terms need hardly more than one, because only one graph is held at a time."""
@@ -313,6 +314,7 @@ def test_the_check_of_a_card_runs_on_the_miniatures_shapes(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
     """On an H100, LLaVA with upstream at 10 %, on image + text, in bf16 with checkpointing."""
     source = "MLLMMU/MLLMU-Bench, MLLMMU/baseline_train_split"

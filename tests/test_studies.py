@@ -78,6 +78,7 @@ def test_the_command_makes_the_runs_once_and_writes_their_table(config, tmp_path
     assert "training diverged at step 3" in capsys.readouterr().out and len(studies.read("differences")) == 2
 
 
+@pytest.mark.slow
 def test_a_path_of_more_points_is_stored_beside_the_usual_one(config, monkeypatch, short_paths):
     spec = importlib.util.spec_from_file_location("path_points", BENCHMARKS / "path_points.py")
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
