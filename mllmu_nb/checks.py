@@ -173,6 +173,10 @@ def _check_encoding(family: Family, processor: Any, conversations: list[Conversa
     slots = (opened["input_ids"] == processor.image_token_id).sum(1).tolist()
     pictures = [family.picture_tokens(processor, c.images) for c in conversations]
     require(slots == pictures, f"the pictures take {pictures} image tokens, and {slots} are encoded")
+    after = [Conversation((*conversations[0].turns * 8, Turn(f"And number {number}?"))) for number in range(3)]
+    alone = [family.tokens(processor, [one])[0].ids.tolist() for one in after]
+    same = [one.ids.tolist() for one in family.tokens(processor, after)] == alone
+    require(same, "questions after the same examples are encoded otherwise together than alone")
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def test_a_share_of_the_gap_is_reached_between_two_points():
 def test_every_second_point_alone_by_hand():
     # from 10 to 4 of 10, three quarters of the gap: half is two thirds of the way, where 10 minus 2/3 of 5 are kept
     rows = pd.concat([points(GA, [10, 8, 4, 3], [10, 9, 5, 0]), points(ORACLE, [2], [10])])
-    [few] = path.coarse(rows).query("what == 'kept'").to_dict("records")
+    [few] = path.coarse(rows, path.kept_by_person(rows)).query("what == 'kept'").to_dict("records")
     assert few["place"] == 0.5 and few["value"] == pytest.approx(2 / 3 - 0.7), "with all points .7"
 
 

@@ -446,7 +446,7 @@ def test_the_path_table_says_what_is_kept_and_what_is_never_reached(gated):
     assert line(trained.markdown(), "GA")[1] == rf"{value} \[{low}, {high}\]"
     # only the image view is unlearned, which is half of the gap of both views
     assert "values are interpolated. The two around half closed" in trained.remarks[-3]
-    few = path.coarse(gated.points).query("method == 'ga' and what == 'kept'")
+    few = path.coarse(gated.points, gated.kept_by_person["trained"]).query("method == 'ga' and what == 'kept'")
     change, *ends = (f"{100 * few[name].item():+.0f}".replace("-", "−") for name in ("value", "low", "high"))
     assert f"limits: GA (image + text) {change} [{', '.join(ends)}], NPO (text only) " in trained.remarks[-2]
     dots = trained.frame.query("method == 'ga' and what == 'kept' and place == 0.5")["replicates"].item()

@@ -225,7 +225,7 @@ def interpolated(scores: Scores, closed_in: str = "trained") -> str:
 
 def coarser(scores: Scores, closed_in: str = "trained") -> list[str]:
     """The remark on what interpolation costs: how Kept at half closed changes if every second point is left out."""
-    few = path.coarse(scores.points, closed_in, scores.by)
+    few = path.coarse(scores.points, scores.kept_by_person[closed_in], closed_in, scores.by)
     rows = few[(few["what"] == path.KEPT) & few["value"].notna()].to_dict("records")
     said = "Read from every second point alone, Kept at half closed would change by so many points, with 95 % limits"
     names = [scores.name(tuple(row[column] for column in (*MODEL, *scores.by))) for row in rows]

@@ -194,12 +194,14 @@ def paired(one: pd.DataFrame, other: pd.DataFrame, same: Sequence[str] = (), how
     return one.merge(other[[*on, "value"]], on=on, how=how, suffixes=("", "_other"))
 
 
-def coarse(points: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()) -> pd.DataFrame:
+def coarse(
+    points: pd.DataFrame, of_people: pd.DataFrame, closed_in: str = "trained", by: Sequence[str] = ()
+) -> pd.DataFrame:
     """Return what interpolation costs, as :func:`kept` with ``minus``: what is kept where half of the gap is closed,
-    read from every second point of each path, minus the same read from all points."""
+    read from every second point of each path, minus the same read from all ``points``, which is in ``of_people``."""
     number = points.groupby("run")["step"].rank(method="dense")
-    few, every = (kept_by_person(some, closed_in, by) for some in (points[number % 2 == 1], points))
-    return kept(paired(few[few["place"] == HALF], every, ["run", *MODEL, *by]), by, minus=True)
+    few = kept_by_person(points[number % 2 == 1], closed_in, by)
+    return kept(paired(few[few["place"] == HALF], of_people, ["run", *MODEL, *by]), by, minus=True)
 
 
 def between_modalities(
