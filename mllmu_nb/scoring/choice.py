@@ -65,10 +65,11 @@ def log_truth_ratio(likelihoods: np.ndarray, right: np.ndarray | int) -> np.ndar
 def distance(ours: Sequence, theirs: Sequence, function: Callable[..., float], bounds: Bounds | None) -> Interval:
     """Return ``function(model's truth ratios, oracle's, people)`` over the questions with a ratio from both models;
     within ``bounds``, if given, an interval over several replicates."""
-    asked = ["question_id", "truth_ratio"]
-    mine = [*asked, "person", *REPLICATE]
-    models = [(run[mine], one[asked]) for run, one in zip(ours, theirs, strict=True) if one is not None]
-    pairs = [run.merge(oracle, on="question_id", suffixes=("", "_oracle")).dropna() for run, oracle in models]
+    columns, pairs = ["truth_ratio", "person", *REPLICATE], []
+    for run, oracle in zip(ours, theirs, strict=True):
+        if oracle is not None:
+            ratios = oracle.set_index("question_id")["truth_ratio"]
+            pairs.append(run[columns].assign(truth_ratio_oracle=run["question_id"].map(ratios)).dropna())
     if not any(map(len, pairs)):
         raise NotMeasured(NO_PAIR.format("oracle"))
     both = pd.concat(pairs)

@@ -51,11 +51,6 @@ def has(rows: pd.DataFrame, columns: Sequence[str], values: Sequence[Any]) -> np
     return np.logical_and.reduce([rows[name] == value for name, value in zip(columns, values, strict=True)])
 
 
-def of_run(rows: pd.DataFrame, columns: Sequence[str]) -> tuple:
-    """The values of these columns for one run, read from its first row; all its rows have the same values."""
-    return tuple(rows[name].head(1).item() for name in columns)
-
-
 def of_metric(items: pd.DataFrame, task: str, scoring: str) -> pd.DataFrame:
     """The answers to one task with one kind of scoring."""
     return items[(items["task"] == task) & (items["scoring"] == scoring)]

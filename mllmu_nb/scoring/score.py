@@ -11,7 +11,7 @@ import pandas as pd
 from mllmu_nb.data.schema import SETS
 from mllmu_nb.errors import KitError
 from mllmu_nb.scoring import frames
-from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, of_run, persons
+from mllmu_nb.scoring.frames import PEOPLE, PLACE, POOLED, TAUGHT, VIEWS, is_model, of_metric, persons
 from mllmu_nb.scoring.gates import gates, with_gate
 from mllmu_nb.scoring.registry import NO_PAIR, PER, Metric, NotMeasured, by_key, metrics
 from mllmu_nb.scoring.summary import NOTHING, asked_differently, by_task, by_view, examples, paired, summaries
@@ -111,7 +111,11 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
 
 def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFrame, key: list[str]) -> list[dict]:
     """Summarise metrics of a model (its level and difference to its oracle) or of the two as a pair, for each view."""
-    result, alike = [], [*PEOPLE, *asked_differently(rows[is_model(rows, "oracle")])]
+    result, first = [], rows.drop_duplicates("run")
+    alike = [*PEOPLE, *asked_differently(first[is_model(first, "oracle")])]
+    identities = (first[names].itertuples(index=False, name=None) for names in (key, alike, frames.REPLICATE))
+    model_of, people_of, replicate_of = (dict(zip(first["run"], one, strict=True)) for one in identities)
+    oracle_of = {people_of[run]: run for run in first.loc[is_model(first, "oracle"), "run"]}
     for ((task, scoring), group), view, set_name in product(by_task(wanted).items(), VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
         if not group:
@@ -120,15 +124,15 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
         asked = asked[asked["view"] == view]
         if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
             asked = asked[asked["set"] == set_name]
-        runs, oracles = defaultdict(list), {}
-        for _, answers in asked.groupby("run", sort=False):
-            runs[of_run(answers, key)].append(answers)
-            if is_model(answers.iloc[0], "oracle"):
-                oracles[of_run(answers, alike)] = answers
+        answers = dict(list(asked.groupby("run", sort=False)))
+        runs = defaultdict(list)
+        for run in answers:
+            runs[model_of[run]].append(run)
         for model in models.to_dict("records"):
-            own, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
-            theirs = [None if is_oracle else oracles.get(of_run(answers, alike)) for answers in own]
-            with_oracle = [mine for mine, oracle in zip(own, theirs, strict=True) if oracle is not None]
+            its, is_oracle = runs[tuple(model.values())], is_model(model, "oracle")
+            own = [answers[run] for run in its]
+            theirs = [None if is_oracle else answers.get(oracle_of.get(people_of[run])) for run in its]
+            with_oracle = [run for run, oracle in zip(its, theirs, strict=True) if oracle is not None]
             for one in group:
                 level, gap, why = None, None, NO_PAIR.format("oracle")
                 try:
@@ -139,10 +143,10 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
                 except NotMeasured as reason:
                     why = str(reason)
                 at = model | {"set": set_name, "task": task, "view": view, "scoring": scoring, "metric": one.name}
-                outcomes = [("", level, own)] if one.per == "model" else []
+                outcomes = [("", level, its)] if one.per == "model" else []
                 outcomes += [] if is_oracle else [("oracle", gap, with_oracle)]
                 for against, summary, counted in outcomes:
-                    replicates = len({of_run(answers, frames.REPLICATE) for answers in counted})
+                    replicates = len({replicate_of[run] for run in counted})
                     values = vars(summary) | {"n_replicates": replicates, "dots": ()} if summary else NOTHING
                     result.append(at | {"against": against, "note": "" if summary else why} | values)
     return result

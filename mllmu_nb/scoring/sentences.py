@@ -8,7 +8,7 @@ from math import inf, nan
 import numpy as np
 import pandas as pd
 
-from mllmu_nb.scoring.frames import REPLICATE, TAUGHT, of_run
+from mllmu_nb.scoring.frames import REPLICATE, TAUGHT
 from mllmu_nb.scoring.registry import NotMeasured, metric
 from mllmu_nb.statistics.intervals import Interval, interval, paired_difference
 from mllmu_nb.statistics.samples import Pairs, PerModel, Sample, hits
@@ -89,7 +89,7 @@ def rate(ours: Sequence[pd.DataFrame], theirs: Sequence[pd.DataFrame | None], at
     if level == LEVELS["tpr_1"] and fewest < NEGATIVES:
         raise NotMeasured(f"1 % needs {NEGATIVES} fresh sentences: {fewest} there.")
     (values, who), number = hits(models, level), dict(zip(("n_items", "n_profiles"), _counts(ours), strict=True))
-    over = {"profiles": who, "replicates": who if len({of_run(run, REPLICATE) for run in ours}) > 1 else None}
+    over = {"profiles": who, "replicates": who if len(set(map(_replicate, ours))) > 1 else None}
     gap = paired_difference(values, hits(reference, level).values, **over) if reference else None
     return replace(interval(values, **over), **number), gap and replace(gap, **number)
 
@@ -100,16 +100,20 @@ def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
     return sum(map(len, runs)), len(people)
 
 
+def _replicate(run: pd.DataFrame) -> str:
+    return str(tuple(run[REPLICATE].iloc[0].tolist()))
+
+
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
     """Return the forget and the fresh sentences of each run; an empty list if a run is missing. With several
     replicates, the units on the forget side are the replicates: the fresh people are the same in all. Raises
     NotMeasured if there are no fresh sentences, or if a sentence has no value: it would lose against all others."""
     if any(run is None or run.empty for run in runs):
         return []
-    models, replicates = [], [str(of_run(run, REPLICATE)) for run in runs]
+    models, replicates = [], list(map(_replicate, runs))
     for run, replicate in zip(runs, replicates, strict=True):
-        run = run.sort_values("question_id", kind="stable")  # as in other models of the same people
-        values, people, member = run[attack].to_numpy(float), run["person"].to_numpy(str), run["member"].to_numpy(str)
+        order = np.argsort(run["question_id"].to_numpy(str), kind="stable")  # as in other models of the same people
+        values, people, member = (run[name].to_numpy()[order] for name in (attack, "person", "member"))
         if len(set(replicates)) > 1:
             people = np.where(member == "forget", replicate, people)
         models.append(tuple(Sample(values[member == side], people[member == side]) for side in ("forget", "fresh")))

@@ -63,7 +63,7 @@ def by_view(rows: pd.DataFrame, by: list[str], wanted: Iterable[Metric], against
     for (task, scoring), group in by_task(wanted).items():
         columns = [one.column for one in group]
         needed = [*by, *PAIRED_ON, "shot_seed", "method", "after", "replicate", "view", "person", *columns]
-        asked = of_metric(rows, task, scoring)[list(dict.fromkeys(needed))]
+        asked = of_metric(rows[list(dict.fromkeys([*needed, "task", "scoring"]))], task, scoring)
         if against:
             asked = paired(asked, against, columns, [*PAIRED_ON, *examples(group[0], by)])
             asked = asked[~is_model(asked, against)]
