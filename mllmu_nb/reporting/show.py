@@ -23,7 +23,7 @@ from mllmu_nb.data import portraits
 from mllmu_nb.data.schema import SETS, Population
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import figures, plots
-from mllmu_nb.reporting.grid import collapse_note, number_text
+from mllmu_nb.reporting.grid import number_text
 from mllmu_nb.reporting.runs import (
     COMMITTED,
     OWN,
@@ -294,7 +294,7 @@ def against_vanilla(some: Sequence[Run]) -> Figure:
     cells = cells.assign(asked="asked with " + cells["view_label"].astype(str))
     where = {"y": "name", "row": "asked", "column": "set_label"}
     texts = {"title": figures.title(against_vanilla), "unit": "change from vanilla, points"}
-    return plots.forest(cells, **where, **texts, below=collapse_note(scores, cells["name"]))
+    return plots.forest(cells, **where, **texts, below=figures.notes(scores, cells))
 
 
 def changes(some: Sequence[Run], references: bool = False) -> pd.DataFrame:
