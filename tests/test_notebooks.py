@@ -182,6 +182,26 @@ def test_the_guard_follows_and_story_leaves_parameters_alone(book):
     assert not {name: near for name in others if (near := difflib.get_close_matches(name, NAMES, 1, cutoff=0.8))}
 
 
+def test_code_and_settings_that_are_shown_are_those_of_today(book, capsys):
+    """A notebook keeps what it showed when it was executed, also if the code has changed since."""
+    cells = [cell for cell in code_cells(book) if re.search(r"show\.(method|recipe)\(config\)", cell.source)]
+    if cells:
+        place, names = parameters_cell(book), {"Config": Config}
+        exec(book.cells[place].source, names)
+        exec(book.cells[place + 1].source.split("\n")[0], names)
+    for cell in cells:
+        if "show.method(" in cell.source:
+            show.method(names["config"])
+            assert capsys.readouterr().out in outputs_text(cell)
+        if "show.recipe(" in cell.source:
+            assert show.recipe(names["config"]).data in outputs_text(cell)
+
+
+def outputs_text(cell):
+    made = [output.get("text") or output.get("data", {}).get("text/html", "") for output in cell.outputs]
+    return "\n".join(made)
+
+
 def held_while_another_is_made(book):
     """Return the names that hold a model while a run is made, because two models of 7B do not fit on a card. Code under
     an ``if`` (for the miniature only) or inside a function does not count."""
