@@ -88,6 +88,10 @@ def test_a_problem_sets_the_exit_status_and_says_what_to_do(tmp_path, monkeypatc
     shown = " ".join(capsys.readouterr().out.split())
     assert "problem model the base model in" in shown and "lacks config.json" in shown
     assert "problem memory base_path" in shown and "has no config.json, here or in the hub's cache: name a" in shown
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text(json.dumps({"text_config": {"num_hidden_layers": 10**9}}))
+    assert door.main(["doctor", str(grid)]) == 1
+    assert "has num_hidden_layers: 1000000000, more than any model has" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLLMU_NB_OUT", str(tmp_path / "file"))
     with pytest.raises(KitError, match="cannot write to .* set MLLMU_NB_OUT to another folder"):

@@ -378,11 +378,19 @@ def test_a_tokenizer_that_is_not_there_or_ends_no_answer_is_named(shipped):
         read(folder, scale="paper")
 
 
-@pytest.mark.parametrize("heads", [0, "two"])
-def test_a_shape_that_no_model_has_is_one_line(shipped, heads):
+@pytest.mark.parametrize(
+    "part, name, count",
+    [
+        ("text_config", "num_attention_heads", 0),
+        ("text_config", "num_attention_heads", "two"),
+        ("text_config", "num_hidden_layers", 10**9),
+        ("vision_config", "num_hidden_layers", 10**9),
+    ],
+)
+def test_a_shape_that_no_model_has_is_one_line(shipped, part, name, count):
     folder, _ = shipped()
     shape = json.loads((folder / "config.json").read_text())
-    shape["text_config"]["num_attention_heads"] = heads
+    shape[part][name] = count
     (folder / "config.json").write_text(json.dumps(shape))
     with pytest.raises(KitError, match="cannot be loaded: .+") as caught:
         read(folder)

@@ -23,7 +23,7 @@ from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.hub import sources, without_password
 from mllmu_nb.models import families
-from mllmu_nb.models.files import check_model
+from mllmu_nb.models.files import check_depth, check_model
 from mllmu_nb.prediction import GIB
 
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
@@ -176,6 +176,8 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
 def estimate(base: tuple[str, str, str, str]) -> prediction.Estimate:
     """The estimate for a base model, from its configuration in its folder or the hub's cache, else as published."""
     source, family, scale, _ = base
+    if Path(source, "config.json").is_file():
+        check_depth(Path(source))
     try:
         shape = AutoConfig.from_pretrained(source, local_files_only=True)
     except (OSError, ValueError):

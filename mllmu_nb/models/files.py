@@ -13,6 +13,7 @@ from mllmu_nb.errors import KitError, few
 from mllmu_nb.stages import digest, read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
+MOST_LAYERS = 1000  # no model of a family here has a quarter of it
 SHIPPED = ("config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "recipe.json")
 
 
@@ -105,6 +106,15 @@ def check_index(folder: Path, stem: str) -> set[Path]:
         names = few(list(dict.fromkeys(wrong)))
         raise KitError(f"{index} names {names}: each must be a safetensors file in this folder")
     return {folder / name for name in weight_map.values()}
+
+
+def check_depth(folder: Path) -> None:
+    """Raise KitError if config.json names more layers than any model has: each is built before weights are read."""
+    settings = read_json(folder / "config.json")
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]
+    for name, count in (pair for part in parts for pair in part.items()):
+        if ("layers" in name or "depth" in name) and isinstance(count, int) and count > MOST_LAYERS:
+            raise KitError(f"{folder}/config.json has {name}: {count}, more than any model has: correct it")
 
 
 def save_weights(weights: Mapping[str, Tensor], file: Path) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import find_adapter_config_file, logging
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
 from mllmu_nb.models.files import (
+    check_depth,
     check_finite,
     check_index,
     check_safetensors,
@@ -100,6 +101,7 @@ def load_model(
             raise KitError("an adapter lies beside it: keep each in a folder of its own")
         if (folder := folder_of(source, revision)).name:  # otherwise a model that is not in the cache yet
             check_index(folder, "model")
+            check_depth(folder)
         processor = family.load_processor(read_from, revision=at or "main", local_files_only=miniature)
         model, keys = AutoModelForImageTextToText.from_pretrained(
             source,
