@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
 from mllmu_nb import paths, stages
-from mllmu_nb.commands import study, sweep, warm
+from mllmu_nb.commands import study, warm
 from mllmu_nb.reporting import report
 
 SMALL = {"people": 8, "pool": 4, "celebrities": 4, "forget_ratio": 25, "train_steps": 10, "unlearn_steps": 2}
@@ -37,7 +37,6 @@ DOOR = ["-m", "mllmu_nb"]
 # The same, but the notebooks only make their run, without figures, and there is no report.
 SHORT = """
 import sys
-from functools import partial
 from pathlib import Path
 from mllmu_nb import __main__ as door, paths
 from mllmu_nb.commands import sweep
@@ -52,15 +51,15 @@ MAKE = (
 slow = pytest.mark.slow
 
 
-def short_sweep(folder: Path, out: Path, grid: Path, jobs: str) -> None:
-    """What SHORT does, in a process that was forked for it, without output."""
+def short_sweep(*arguments: str) -> None:
+    """Run SHORT with these arguments, in a process that was forked for it, without output."""
     os.setsid()
-    os.environ[paths.OUT] = str(out)
     with open(os.devnull, "w") as nothing:
         for stream in (1, 2):
             os.dup2(nothing.fileno(), stream)
-    paths.notebooks, sweep.write_report = lambda: folder, lambda *given: None
-    sys.exit(door.main(["sweep", str(grid), "--jobs", jobs]))
+    out, *sys.argv[1:] = arguments
+    os.environ[paths.OUT] = out
+    exec(SHORT, {})
 
 
 class Sweeps:
@@ -92,7 +91,8 @@ class Sweeps:
         """Start the same sweep from a process that has imported everything, so that it is at work at once."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([warm.PRELOADED])
-        process = context.Process(target=short_sweep, args=(self.folder, self.folder / out, self.grid, jobs))
+        arguments = (self.folder / out, self.folder, "sweep", self.grid, "--jobs", jobs)
+        process = context.Process(target=short_sweep, args=tuple(map(str, arguments)))
         process.start()
         return process
 

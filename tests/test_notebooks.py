@@ -37,6 +37,7 @@ NAMES = {*Config.model_fields, *SETTINGS} - {"settings"}
 DEFAULTS = {name: field.default for name, field in Config.model_fields.items()} | dict.fromkeys(SETTINGS)
 DEFAULTS = {**DEFAULTS, **yaml.safe_load((CONFIGS / "miniature.yaml").read_text(encoding="utf-8"))}
 TRAINS = re.compile(r"pipeline\.(beside|run|finetuned|unlearned|evaluated)\(|ask\.models\(")
+TRAINED = [name for name in names() if any(one.streams for one in variants(name).values())]
 ELSEWHERE = re.compile(r"(?<![\w.:/<])/(home|Users|root|tmp|usr|opt|var|mnt|srv|private)/|\b[A-Z]:\\")
 
 
@@ -109,7 +110,7 @@ def test_format(book):
 
 
 def unlearns(method: str) -> bool:
-    return any(one.streams for one in variants(method).values())
+    return method in TRAINED
 
 
 def test_torch_is_imported_after_the_kit(book):
@@ -182,19 +183,16 @@ def test_the_guard_follows_and_story_leaves_parameters_alone(book):
     assert not {name: near for name in others if (near := difflib.get_close_matches(name, NAMES, 1, cutoff=0.8))}
 
 
-def test_code_and_settings_that_are_shown_are_those_of_today(book, capsys):
+@pytest.mark.parametrize("name", ["02_finetune", *sorted(path.stem for path in BOOKS if path.stem[3:] in TRAINED)])
+def test_code_and_settings_that_are_shown_are_those_of_today(name, capsys):
     """A notebook keeps what it showed when it was executed, also if the code has changed since."""
-    cells = [cell for cell in code_cells(book) if re.search(r"show\.(method|recipe)\(config\)", cell.source)]
-    if cells:
-        place, names = parameters_cell(book), {"Config": Config}
-        exec(book.cells[place].source, names)
-        exec(book.cells[place + 1].source.split("\n")[0], names)
-    for cell in cells:
-        if "show.method(" in cell.source:
-            show.method(names["config"])
-            assert capsys.readouterr().out in outputs_text(cell)
-        if "show.recipe(" in cell.source:
-            assert show.recipe(names["config"]).data in outputs_text(cell)
+    book = nbformat.read(paths.notebooks() / f"{name}.ipynb", as_version=4)
+    place, known = parameters_cell(book), {"Config": Config}
+    exec(book.cells[place].source, known)
+    exec(book.cells[place + 1].source.split("\n")[0], known)
+    show.method(known["config"]) if name[3:] in TRAINED else None
+    texts = "\n".join(map(outputs_text, code_cells(book)))
+    assert capsys.readouterr().out in texts and show.recipe(known["config"]).data in texts
 
 
 def outputs_text(cell):
