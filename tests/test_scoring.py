@@ -512,6 +512,21 @@ def test_a_model_that_refuses_everybody_is_not_sound_and_is_judged_replicate_by_
     assert why[1].startswith("collapsed: 100 % of answers broken")
 
 
+def test_a_model_that_refuses_to_speak_of_celebrities_alone_refuses_everybody():
+    """Its answers about the Retain people are sound. One refusal in four is not enough in either set."""
+    refused, plain = "I am sorry, I cannot share that.", "Amara Urban lives in Turin, Italy."
+    about = {"retain": [plain] * 40, "celebrity": [refused] * 40}
+    rows = [free([plain] * 40, **run("vanilla", "none"))]
+    rows += [free(answers, set_name=name, **run("npo", "multimodal")) for name, answers in about.items()]
+    some = ([refused] * 2 + [plain] * 6) * 5  # in both views
+    rows += [free(some, set_name=name, **run("ga", "multimodal")) for name in about]
+    verdicts = judged(item_scores(pd.concat(rows, ignore_index=True))).set_index("method")
+    assert verdicts.loc["npo", ["collapsed", "refuses"]].tolist() == [False, True]
+    wanted = [f"refuses 100 % of the celebrities ({view})" for view in ("image + text", "text")]
+    assert verdicts.loc["npo", "why"].split("; ") == wanted
+    assert verdicts.loc["ga", ["collapsed", "refuses", "why"]].tolist() == [False, False, ""]
+
+
 def test_an_answer_less_likely_than_all_but_a_hundredth_of_vanillas_is_gibberish():
     """Of 101 answers with fluency 0, -1 .. -100, one hundredth is below -99."""
     vanilla = free(["Amara Urban lives in Turin, Italy."] * 101, **run(*VANILLA)).assign(fluency=-np.arange(101.0))

@@ -23,6 +23,7 @@ MOST_BROKEN = 0.5
 CHANCE = 0.25  # one of four options
 BROKEN_SHARE = ("generation", "", "broken")
 REFUSED_SHARE = ("generation", "", "over_refusal")
+KEPT_PEOPLE = {"retain": "Retain", "celebrity": "the celebrities"}
 UNJUDGED = ("base", "vanilla")
 
 
@@ -97,25 +98,28 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
     retain = items[items["set"] == "retain"].assign(person=persons)
     broken, refused, chosen = (by_key()[names] for names in (BROKEN_SHARE, REFUSED_SHARE, LIKELIHOOD_KEY))
     free, choices = of_metric(retain, *broken.key[:2]), of_metric(retain, *chosen.key[:2])
+    kept_people = of_metric(items[items["set"].isin(KEPT_PEOPLE)], *refused.key[:2]).assign(person=persons)
     pairs, reference = paired(choices, "vanilla", [chosen.column]), f"{chosen.column}_reference"
     pairs[reference] = (CHANCE + pairs[reference]) / 2
     floors = pairs.groupby(at, dropna=False)[reference].mean().to_dict()
-    cells = [*summaries(free, at, [broken, refused]), *summaries(choices, at, [chosen])]
+    cells = [*summaries(free, at, [broken]), *summaries(choices, at, [chosen])]
     cells += [cell | {"metric": "above"} for cell in summaries(pairs, at, [chosen], minus=True)]
     measured = {tuple(cell[column] for column in (*at, "metric")): cell for cell in cells}
-    names, verdicts = (broken.name, refused.name, chosen.name, "above"), []
+    refusals = {tuple(cell[c] for c in (*at, "set")): cell for cell in summaries(kept_people, [*at, "set"], [refused])}
+    names, verdicts = (broken.name, chosen.name, "above"), []
     for model in items[key].drop_duplicates().to_dict("records"):
         dead, silent = [], []
         for view, label in VIEWS.items():
             where = (*model.values(), view)
-            share, refusals, kept, above = (measured.get((*where, name), NOTHING) for name in names)
+            share, kept, above = (measured.get((*where, name), NOTHING) for name in names)
             if share["low"] > MOST_BROKEN:
                 dead.append(f"{100 * share['value']:.0f} % of answers broken ({label})")
             if above["high"] < 0:
                 floor = f"less than the {100 * floors[where]:.0f} asked for"
                 dead.append(f"{100 * kept['value']:.0f} % right, {floor} ({label})")
-            if refusals["low"] > MOST_BROKEN:
-                silent.append(f"refuses {100 * refusals['value']:.0f} % of Retain ({label})")
+            of = {people: refusals.get((*where, name), NOTHING) for name, people in KEPT_PEOPLE.items()}
+            if refused_sets := [f"{100 * x['value']:.0f} % of {y}" for y, x in of.items() if x["low"] > MOST_BROKEN]:
+                silent.append(f"refuses {' and '.join(refused_sets)} ({label})")
         if model["method"] in UNJUDGED and not model["after"]:
             dead, silent = [], []
         verdicts.append(model | {"collapsed": bool(dead), "refuses": bool(silent), "why": "; ".join(dead + silent)})
