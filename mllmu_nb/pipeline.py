@@ -28,7 +28,6 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import draws as drawing
 from mllmu_nb.processes import cores, end_with_parent, launched
 from mllmu_nb.scoring import anchor
-from mllmu_nb.scoring.utility import FILE as UTILITY
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, is_whole, read_json, status, write_frame, write_json
 
 EVAL_BATCH = {"miniature": 256, "paper": 8}  # questions asked at once, if eval_batch is 0
@@ -310,7 +309,9 @@ def shared_answers(config: Config) -> Stage | None:
         pd.DataFrame.from_dict(seen, orient="index").to_parquet(folder / "answers.parquet")
         if shared.scale == "miniature":
             how = {"system": shared.system, "protocol": shared.protocol}
-            write_frame(folder / UTILITY, utility.ask(asked, processor, **how, batch_size=asked_at_once(shared)))
+            write_frame(
+                folder / "utility.parquet", utility.ask(asked, processor, **how, batch_size=asked_at_once(shared))
+            )
 
     depends_on = {
         "model": _model_key(shared),
@@ -364,9 +365,9 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
             end = path.questions(asked, processor, known, config.system, config.scale)
             path.write({0: path.point(asked, processor, end, size, seen)}, folder / "path.parquet")
         if shared and config.scale == "miniature":
-            shutil.copyfile(shared.folder / UTILITY, folder / UTILITY)
+            shutil.copyfile(shared.folder / "utility.parquet", folder / "utility.parquet")
         elif complete and config.scale == "miniature":
-            write_frame(folder / UTILITY, utility.ask(asked, processor, protocol=config.protocol, **always))
+            write_frame(folder / "utility.parquet", utility.ask(asked, processor, protocol=config.protocol, **always))
         del asked  # two 7B models would not fit
         fluency = np.full(len(answers), np.nan)
         if fluency_base:

@@ -322,6 +322,18 @@ def test_qwen_takes_as_many_tokens_as_a_picture_asks_for_and_counts_on_three_axe
     ]
 
 
+def test_qwens_positions_of_text_are_those_of_the_library():
+    """Padded on either side; there, a position means nothing."""
+    qwen = families.get("qwen2_5_vl")
+    model, _ = made(qwen)
+    mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 1, 0]])
+    ids = torch.full(mask.shape, model.config.image_token_id)  # written by a model
+    start = torch.tensor([0, 5, 9])
+    wanted = model.model.get_rope_index(ids, torch.zeros_like(ids), attention_mask=mask)[0] + start[:, None]
+    given = qwen.positions(model, {"input_ids": ids, "attention_mask": mask}, start)
+    assert given.shape == (3, 3, 4) and torch.equal(given[:, mask.bool()], wanted[:, mask.bool()])
+
+
 def test_qwens_published_shape_has_its_published_size_and_takes_adapters():
     shape = families.get("qwen2_5_vl").published_shape()
     estimate = Estimate(shape, eager=False)

@@ -18,7 +18,6 @@ import pandas as pd
 from mllmu_nb.errors import KitError, few
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_model
-from mllmu_nb.scoring.utility import FILE
 from mllmu_nb.stages import OF_A_RUN, RECORD, add_file, is_whole, read_json
 
 EXAMPLES = (
@@ -56,10 +55,11 @@ def main(options: argparse.Namespace) -> int:
         if code := subprocess.run(asked, check=False).returncode:
             raise KitError(f"lmms-eval has failed (exit status {code}): its last lines above say why")
     items, failed = read(options.output, options.tasks)
-    kept = pd.read_parquet(options.run / FILE) if (options.run / FILE).is_file() else items.iloc[:0]
+    file = options.run / "utility.parquet"
+    kept = pd.read_parquet(file) if file.is_file() else items.iloc[:0]
     sets = [TASKS[task][0] for task in options.tasks]
     together = pd.concat([kept[~kept["set"].isin(sets)], items], ignore_index=True)  # other tasks, read before, stay
-    add_file(options.run, FILE, partial(together.to_parquet, index=False), utility="lmms-eval")
+    add_file(options.run, file.name, partial(together.to_parquet, index=False), utility="lmms-eval")
     for name, scores in items.groupby("set", sort=False)["score"]:
         print(f"{name}: {len(scores)} questions, {100 * scores.mean():.1f} %")
     if empty := int((items["answer"].str.strip() == "").sum()):

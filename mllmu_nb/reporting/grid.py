@@ -26,10 +26,10 @@ BELOW_NOTE = f"{BELOW} In one of the views or both, vanilla is below the goal th
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
     f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
-    "forgetting, and the model is not ranked. The rule, in one of the views and by the whole 95 % interval over people: "
-    "more than half of the free answers about the Retain people are broken (empty, repeated, gibberish), more than half "
-    "about the Retain people or about the celebrities are refusals, or the right option about the Retain people is "
-    "picked less often than halfway between guessing (25 %) and vanilla."
+    "forgetting, and the model is not ranked. The rule, in one of the views and by the whole 95 % interval over "
+    "people: more than half of the free answers about the Retain people are broken (empty, repeated, gibberish), more "
+    "than half about the Retain people or about the celebrities are refusals, or the right option about the Retain "
+    "people is picked less often than halfway between guessing (25 %) and vanilla."
 )
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from mllmu_nb.errors import KitError
-from mllmu_nb.scoring.text import rouge
 
 NEAR = 0.05  # a larger difference in ROUGE-L means that something is wrong
 
 
 def score(asked: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """The mean ROUGE-L of the ``answers`` in ``asked`` against the ``true`` ones, and the number of questions."""
+    from mllmu_nb.scoring.text import rouge  # takes a second, and few runs have an anchor
+
     pairs = list(zip(asked["true"], asked["answers"], strict=True))
     return {"rougeL": fmean(rouge(*pair)["rougeL"] for pair in pairs), "questions": len(pairs)}
 

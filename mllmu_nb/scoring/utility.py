@@ -5,7 +5,6 @@ import pandas as pd
 from mllmu_nb.scoring.choice import letters
 from mllmu_nb.scoring.registry import metric
 
-FILE = "utility.parquet"  # in the folder of a run's answers, if utility was measured
 UTILITY_KEY = ("classification", "utility", "accuracy")
 PANELS = {  # scale → set → heading
     "miniature": {"reading": "Reading", "seeing": "Seeing", "instructed": "Instructed"},

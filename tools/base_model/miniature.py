@@ -185,7 +185,7 @@ def _qwen_shape(tokenizer, vision: dict, text: dict):
 
 def _qwen_processor(tokenizer):
     size = {"shortest_edge": SIZE**2 // 4, "longest_edge": SIZE**2}
-    return qwen.Reader(transformers.Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2), tokenizer)
+    return qwen.reader()(transformers.Qwen2VLImageProcessorPil(size=size, patch_size=8, merge_size=2), tokenizer)
 
 
 SHAPES = {"llava": _llava_shape, "idefics2": _idefics2_shape, "qwen2_5_vl": _qwen_shape}

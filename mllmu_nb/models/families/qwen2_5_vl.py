@@ -1,10 +1,11 @@
 """Qwen2.5-VL: the number of tokens per picture depends on its size; positions have three axes (M-RoPE)."""
 
 import io
+from functools import cache
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import ProcessorMixin
 
 from mllmu_nb.data.conversations import Conversation
 from mllmu_nb.models.families.base import USUAL, Family, chat, distinct, register
@@ -13,19 +14,26 @@ IMAGE, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision
 START, END = "<|im_start|>", "<|im_end|>"
 
 
-class Reader(ProcessorMixin):
-    """Tokenizer and image processor. The library's own processor also reads videos, which needs torchvision. Saved
-    files name that one, so that others can load them."""
+@cache
+def reader() -> Any:
+    """The class of the processor. It is made when it is first needed: importing transformers takes seconds."""
+    from transformers import ProcessorMixin
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
-        self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
-        super().__init__(image_processor, tokenizer)
+    class Reader(ProcessorMixin):
+        """Tokenizer and image processor. The library's own processor also reads videos, which needs torchvision. Saved
+        files name that one, so that others can load them."""
 
-    def to_dict(self, *args, **kwargs):
-        video = {name: getattr(self.image_processor, name) for name in ("patch_size", "merge_size")}
-        video |= {"video_processor_type": "Qwen2VLVideoProcessor"}
-        named = {"processor_class": "Qwen2_5_VLProcessor", "video_processor": video}
-        return {**super().to_dict(*args, **kwargs), **named}
+        def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+            self.image_token, self.image_token_id = IMAGE, tokenizer.convert_tokens_to_ids(IMAGE)
+            super().__init__(image_processor, tokenizer)
+
+        def to_dict(self, *args, **kwargs):
+            video = {name: getattr(self.image_processor, name) for name in ("patch_size", "merge_size")}
+            video |= {"video_processor_type": "Qwen2VLVideoProcessor"}
+            named = {"processor_class": "Qwen2_5_VLProcessor", "video_processor": video}
+            return {**super().to_dict(*args, **kwargs), **named}
+
+    return Reader
 
 
 @register
@@ -71,14 +79,16 @@ class Qwen25VL(Family):
 
     def positions(self, model, batch, start):
         """Return [3, B, T]: time, row and column. Text after a picture continues after the picture's longer side."""
-        core, ids = getattr(model, "get_base_model", lambda: model)(), batch["input_ids"]
-        grids, mask = batch.get("image_grid_thw"), batch["attention_mask"]
-        # an image token that the model itself has written is not a picture
-        kinds = (ids == core.config.image_token_id).int() * (grids is not None)
+        core, grids = getattr(model, "get_base_model", lambda: model)(), batch.get("image_grid_thw")
+        if grids is None:  # also for an image token that the model itself has written
+            # all axes are equal; the model's own way goes row by row, and a GPU waits for each
+            return super().positions(model, batch, start).expand(3, -1, -1)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        kinds = (ids == core.config.image_token_id).int()
         return core.model.get_rope_index(ids, kinds, grids, attention_mask=mask)[0] + start[:, None]
 
     def load_processor(self, source: str, **origin):
-        return Reader.from_pretrained(source, backend="pil", **origin)
+        return reader().from_pretrained(source, backend="pil", **origin)
 
     def published_shape(self):
         from transformers import Qwen2_5_VLConfig
