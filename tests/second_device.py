@@ -1,8 +1,9 @@
-"""A pretended GPU: ``python second_device.py FAMILY`` trains and asks a tiny model on the CPU and on ``card``.
+"""A pretended GPU: ``python second_device.py FAMILY`` trains and asks a tiny model on the CPU, there also in half
+precision, and on ``card``.
 
 Tensors on ``card`` have their values in main memory, but an operation on tensors of both devices fails, as on a GPU.
-How often Python reads from the card is counted: there, a GPU has to finish its work first. Prints what both devices
-gave, as JSON. It runs in a process of its own, since torch keeps a backend once it is registered.
+How often Python reads from the card is counted: there, a GPU has to finish its work first. Prints what all gave, as
+JSON. It runs in a process of its own, since torch keeps a backend once it is registered.
 """
 
 import copy
@@ -100,28 +101,31 @@ def tensor(data, *args, device=None, plain=torch.tensor, **more):
     return plain(tree_map_only(OnCard, OnCard.tolist, data), *args, **more).to(device)
 
 
-def everything(family: str, device: str) -> dict[str, list]:
-    """The losses of a training in each form and of each method, and the answers of the last model, on ``device``."""
+def everything(family: str, device: str, half: bool = False) -> dict[str, list]:
+    """The losses of a training in each form and of each method, and the answers of the last model, on ``device``.
+    ``half``: in bf16, and in fp16 under the protocol upstream, as on a GPU."""
     known = generate(seed=0, people=8, ratio=38, pool=4, celebrities=4)
     taught = {name: training_conversations(known.members(name)[:2], "multimodal") for name in ("forget", "retain")}
     sets = {name: [replace(one, turns=one.turns[:3]) for one in some] for name, some in taught.items()}
     config = Config(method="ga", modality="multimodal")
-    short = {"steps": 2, "epochs": 0, "batch_size": 4, "schedule": "constant"}
+    short = {"steps": 2, "epochs": 0, "batch_size": 4, "schedule": "constant", "precision": "bf16" if half else "fp32"}
     with _disable_current_modes():
         loaded, processor = made(families.get(family))
         loaded.set_attn_implementation("sdpa")  # as a larger model is loaded
 
-    def fresh():
+    def fresh(frozen=True):
         with _disable_current_modes():
             model = copy.deepcopy(loaded)
-        return model.to(device)
+        return model.to(device, torch.bfloat16 if half and frozen else torch.float32)
 
     def losses(log):
         return [step["loss"] for step in log.losses]
 
     full = replace(config.training, **short)
     lora = replace(full, optimizer="adamw", checkpointing=True)
-    given = {"full": losses(finetune(load.unfreeze(fresh()), processor, sets["retain"], full, 0, progress=False))}
+    given = {
+        "full": losses(finetune(load.unfreeze(fresh(frozen=False)), processor, sets["retain"], full, 0, progress=False))
+    }
     model = adapters.attach(fresh(), lora, 0)
     given["checkpointing"] = losses(finetune(model, processor, sets["retain"], lora, 0, progress=False))
     trains = [key for key in sorted(METHODS) if METHODS.get(key).streams]
@@ -139,6 +143,7 @@ def everything(family: str, device: str) -> dict[str, list]:
     model = adapters.merge(model)
     for protocol, source in (("clean", "pool"), ("upstream", "upstream")):
         how = {"shots": 1, "shot_source": source, "shot_seed": 0, "scoring": "both", "batch_size": 16, "limit": 1}
+        model = model.half() if half and protocol == "upstream" else model
         answers = ask(model, processor, known, scale="miniature", protocol=protocol, **how)
         given[f"answers, {protocol}"] = answers["answer"].tolist()
         given[f"likelihoods, {protocol}"] = answers["option_A"].dropna().tolist()
@@ -160,7 +165,7 @@ if __name__ == "__main__":
     backend_registration._setup_privateuseone_for_python_backend("card", backend_module=module)
     engine._threads = lambda model: 1  # a mode holds for its own thread
     family, result = sys.argv[1], {}
-    result["cpu"] = everything(family, "cpu")
+    result |= {"cpu": everything(family, "cpu"), "half": everything(family, "cpu", half=True)}
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter keeps its object, but not its class
     torch.tensor, torch.inference_mode = tensor, torch.no_grad  # in the mode of inference a view of a class fails
     with Card():

@@ -1,4 +1,4 @@
-"""Nothing mixes tensors of a GPU with tensors of the CPU, and Python seldom waits for a GPU: tried without one."""
+"""What a GPU would find, tried without one: tensors of two devices together, types that do not fit, reads that wait."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch.utils import backend_registration
 
+from mllmu_nb import pinning
 from mllmu_nb.models import families
 
 SCRIPT, TOOLS = Path(__file__).with_name("second_device.py"), Path(__file__).parents[1] / "tools"
@@ -19,17 +20,21 @@ WITHOUT = not hasattr(backend_registration, "_setup_privateuseone_for_python_bac
 @pytest.mark.slow
 @pytest.mark.skipif(WITHOUT, reason="this torch cannot pretend a second device")
 @pytest.mark.parametrize("family", [family.name for family in families.FAMILIES.values()])
-def test_training_and_asking_on_another_device_give_what_they_give_on_the_cpu(family):
+def test_another_device_and_half_precision_give_what_the_cpu_gives_in_full_precision(family):
     """Each method, each way of training, both protocols; attention as for a larger model."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (TOOLS, TOOLS / "base_model")))}
+    environment = {name: value for name, value in os.environ.items() if name not in pinning.VARIABLES}
+    environment[pinning.UNPINNED] = "1"  # pinned, bf16 is slow
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, (TOOLS, TOOLS / "base_model")))
     done = subprocess.run([sys.executable, SCRIPT, family], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    cpu, card = (json.loads(done.stdout)[device] for device in ("cpu", "card"))
+    cpu, half, card = (json.loads(done.stdout)[way] for way in ("cpu", "half", "card"))
     reads = {name: card.pop(name) for name in list(card) if name.startswith("reads: ")}
     assert card and card.keys() == cpu.keys() - reads.keys()
     for name, values in card.items():
         if isinstance(values[0], float):
             np.testing.assert_allclose(values, cpu[name], rtol=1e-4, err_msg=name)
+            np.testing.assert_allclose(half[name], cpu[name], rtol=0.05, atol=0.05, err_msg=f"{name} in half precision")
+            assert half[name] != cpu[name], name
         else:
             assert values == cpu[name], name
     assert not any(cpu[name][0] for name in reads)
