@@ -191,7 +191,7 @@ def estimate(base: tuple[str, str, str, str]) -> prediction.Estimate:
 
 
 def people(configs: Configs) -> Result:
-    """Read or generate the people of every ratio and draw, which checks their schema, and report their hash."""
+    """Read or generate the people of every ratio and replicate, which checks their schema, and report their hash."""
     if remote := inputs.unread(configs[0]):
         return Result(OK, f"{', '.join(remote)}: read, and their schema checked, when they are downloaded")
     distinct = list({tuple(getattr(config, name) for name in inputs.DATA): config for config in configs}.values())

@@ -177,7 +177,7 @@ def generate(
         raise KitError("people and celebrities (if there are any) must be at least 4 each: options need four values")
     scored, spare, famous, _, _ = _generated(seed, people, pool, celebrities)
     chosen = forget_ids([person.id for person in scored], ratio, seed, replicate)
-    notes = {"source": "generated", "seed": seed, "ratio": ratio, "draw": replicate}
+    notes = {"source": "generated", "seed": seed, "ratio": ratio, "replicate": replicate}
     return Population({person.id: person for person in [*scored, *spare, *famous]}, chosen, notes)
 
 

@@ -131,13 +131,13 @@ def _configs(population: Population, training: bool) -> dict[str, list[Profile]]
 def _forget_splits(population: Population) -> dict[int, tuple[str, ...]]:
     """Return ratio → forget ids: the population's own, those of its file (kept in its notes), or else drawn ones."""
     notes, scored = population.notes, [person.id for person in population.of_kind("fictitious")]
-    known, seed, draw = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("draw", 0)
+    known, seed, replicate = notes.get("forget_splits", {}), notes.get("seed", 0), notes.get("replicate", 0)
     splits = {notes["ratio"]: population.forget_ids}
     for ratio in sorted({*RATIOS} - {notes["ratio"]}):
         if str(ratio) in known:
             splits[ratio] = tuple(identity for identity in known[str(ratio)] if identity in scored)
-        elif (draw + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):
-            splits[ratio] = forget_ids(scored, ratio, seed, draw)
+        elif (replicate + 1) * round(len(scored) * ratio / 100) in range(1, len(scored)):
+            splits[ratio] = forget_ids(scored, ratio, seed, replicate)
     return {ratio: ids for ratio, ids in splits.items() if ids}
 
 

@@ -124,15 +124,16 @@ class Population:
         return items
 
 
-def forget_ids(ids: Sequence[str], ratio: int, seed: int, draw: int = 0) -> tuple[str, ...]:
-    """Return the forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted. Draws of one seed and ratio are
-    disjoint. Raises KitError if the ratio leaves nobody to forget or to keep, or if there is no such draw."""
+def forget_ids(ids: Sequence[str], ratio: int, seed: int, replicate: int = 0) -> tuple[str, ...]:
+    """Return the forget ids at ``ratio`` per cent: a seeded sample of ``ids``, sorted. The replicates of one seed and
+    ratio are disjoint. Raises KitError if the ratio leaves nobody to forget or to keep, or if there is no such
+    replicate."""
     count = round(len(ids) * ratio / 100)
     if not 0 < count < len(ids):
         side = "forget" if count <= 0 else "keep"
         raise KitError(f"forget_ratio={ratio} of {len(ids)} people leaves nobody to {side}: raise people or change it")
-    if not 0 <= draw < (sets := len(ids) // count):
+    if not 0 <= replicate < (sets := len(ids) // count):
         given = f"only {sets} disjoint forget sets (replicates 0 to {sets - 1})"
-        raise KitError(f"replicate={draw} does not exist: {len(ids)} people at {ratio} % give {given}")
+        raise KitError(f"{replicate=} does not exist: {len(ids)} people at {ratio} % give {given}")
     order = np.random.default_rng([seed, ratio]).permutation(sorted(ids))
-    return tuple(sorted(order[draw * count : (draw + 1) * count].tolist()))
+    return tuple(sorted(order[replicate * count : (replicate + 1) * count].tolist()))

@@ -240,7 +240,7 @@ def before_after(scores: Scores, people: Sequence[Profile] = ()) -> Figure:
 
 
 def _side_by_side(scores: Scores) -> dict[tuple, pd.DataFrame]:
-    """Model → its free answers, with the forget draw and seeds of the first vanilla."""
+    """Model → its free answers, with the replicate and seeds of the first vanilla."""
     free = scores.items[(scores.items["task"] == "generation") & (scores.items["method"] != "base")]
     same = ["replicate", "data_seed", "train_seed"]
     first = free[free["method"] == "vanilla"].sort_values(same)[same].head(1)

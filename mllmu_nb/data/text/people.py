@@ -94,7 +94,7 @@ def read_profiles(
         "people_in_file": len(read),
         "ratio": ratio,
         "seed": seed,
-        "draw": replicate,
+        "replicate": replicate,
         "forget_splits": {str(key): [i for i in ids if i in split] for key, split in splits.items()},
         **{key: left for key, left in left_out.items() if left},
         "pairs": sum(len(read[i]) for i in ids),
