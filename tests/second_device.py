@@ -30,13 +30,8 @@ from mllmu_nb.training import finetune, reference_log_probs, unlearn
 from mllmu_nb.unlearning.base import METHODS
 
 aten = torch.ops.aten
-MAY_MIX = (
-    aten.copy_.default,
-    aten._to_copy.default,
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-)
+COPIES = (aten.copy_.default, aten._to_copy.default)
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
 READ = (aten._local_scalar_dense.default, aten.nonzero.default)
 count = SimpleNamespace(reads=0)
 
@@ -80,9 +75,11 @@ def run(func, args, kwargs):
         return made
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
     on_card = [one for one in tensors if isinstance(one, OnCard)]
-    beside = [tuple(one.shape) for one in tensors if not isinstance(one, OnCard) and one.dim()]
-    if on_card and beside and func not in MAY_MIX:
-        raise RuntimeError(f"{func} of tensors on the card and of others, with shapes {beside}")
+    # as on a GPU, the places of a tensor there may be named by a tensor of the CPU
+    places = list(map(id, tree_leaves(args[1]))) if func in INDEXED and isinstance(args[0], OnCard) else []
+    beside = [one for one in tensors if not isinstance(one, OnCard) and one.dim() and id(one) not in places]
+    if on_card and beside and func not in COPIES:
+        raise RuntimeError(f"{func} of tensors on the card and of others, with shapes {[one.shape for one in beside]}")
     masks = [one for one in on_card if one.dtype == torch.bool] if func is aten.index.Tensor else []
     count.reads += bool(masks) or (func in READ and bool(on_card))
     goes = bool(on_card)
@@ -121,13 +118,11 @@ def everything(family: str, device: str, half: bool = False) -> dict[str, list]:
     def losses(log):
         return [step["loss"] for step in log.losses]
 
-    full = replace(config.training, **short)
+    full, given = replace(config.training, **short), {}
     lora = replace(full, optimizer="adamw", checkpointing=True)
-    given = {
-        "full": losses(finetune(load.unfreeze(fresh(frozen=False)), processor, sets["retain"], full, 0, progress=False))
-    }
-    model = adapters.attach(fresh(), lora, 0)
-    given["checkpointing"] = losses(finetune(model, processor, sets["retain"], lora, 0, progress=False))
+    for name, recipe in (("full", full), ("checkpointing", lora)):
+        model = load.unfreeze(fresh(frozen=False)) if name == "full" else adapters.attach(fresh(), recipe, 0)
+        given[name] = losses(finetune(model, processor, sets["retain"], recipe, 0, progress=False))
     trains = [key for key in sorted(METHODS) if METHODS.get(key).streams]
     for key in trains if family == "llava" else trains[:1]:
         method, stored = unlearning.get(*key), None
@@ -147,13 +142,9 @@ def everything(family: str, device: str, half: bool = False) -> dict[str, list]:
         answers = ask(model, processor, known, scale="miniature", protocol=protocol, **how)
         given[f"answers, {protocol}"] = answers["answer"].tolist()
         given[f"likelihoods, {protocol}"] = answers["option_A"].dropna().tolist()
-    free, before = (
-        Prompts.of(
-            model, processor, [replace(one, turns=(replace(one.turns[0], answer=""),)) for one in sets["forget"]]
-        ),
-        count.reads,
-    )
-    given["tokens"] = greedy(model, processor, free)[1]
+    opened = [replace(one, turns=(replace(one.turns[0], answer=""),)) for one in sets["forget"]]
+    prompts, before = Prompts.of(model, processor, opened), count.reads
+    given["tokens"] = greedy(model, processor, prompts)[1]
     given["reads: tokens"] = [count.reads - before]
     sentences = teacher_forced.sentences(model, processor, {"forget": known.members("forget")[:1]})
     return given | {"sentences": [float(one.sum()) for one in sentences["log_probs"]]}
@@ -170,4 +161,8 @@ if __name__ == "__main__":
     torch.tensor, torch.inference_mode = tensor, torch.no_grad  # in the mode of inference a view of a class fails
     with Card():
         result["card"] = everything(family, "card")
+        try:
+            torch.ones(2, device="card") + torch.ones(2)
+        except RuntimeError as error:
+            result["refused"] = str(error)
     print(json.dumps(result))
