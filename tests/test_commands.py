@@ -16,7 +16,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook
 
 from mllmu_nb import __main__ as door
-from mllmu_nb import inputs, paths, pipeline, stages
+from mllmu_nb import inputs, paths, pipeline, processes, stages
 from mllmu_nb.commands import sweep, warm
 from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
@@ -274,6 +274,28 @@ def test_shards_are_disjoint_and_complete():
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize(
+    ("scale", "quota", "memory", "jobs"),
+    [
+        ("miniature", "max 100000", "max", 9),  # one more than there are cores
+        ("miniature", "200000 100000", "max", 3),  # two of the eight
+        ("miniature", "50000 100000", "max", 2),
+        ("miniature", "max 100000", str(11 * 2**30), 5),
+        ("miniature", "max 100000", "1000000", 1),
+        ("paper", "max 100000", "max", 1),
+    ],
+)
+def test_a_sweep_uses_the_cores_and_the_memory_of_the_machine_or_container(
+    tmp_path, monkeypatch, scale, quota, memory, jobs
+):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    (tmp_path / "memory.max").write_text(f"{memory}\n")
+    monkeypatch.setattr(processes, "CONTAINER", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30))
+    assert sweep.usual_jobs([Config(scale=scale)]) == jobs
+
+
 def test_a_shard_without_a_run_has_nothing_to_do(tmp_path, out, capsys):
     assert door.main(["sweep", put_grid(tmp_path, {"seed": 0}), "--shard", "7/9"]) == 0
     assert capsys.readouterr().out == "--shard 7/9: nothing to do, for the grid has 1 runs\n"
@@ -359,6 +381,7 @@ def test_the_sweep_runs_notebooks_skips_finished_ones_and_names_what_failed(
     monkeypatch.setattr(inputs, "check_comparable", lambda configs: None)
     monkeypatch.setattr(pipeline, "finetuned", lambda config: SimpleNamespace(folder=tmp_path, key="key"))
     monkeypatch.setattr(sweep, "write_report", lambda scale, config: reported.append((scale, config.run_id)))
+    monkeypatch.setattr(sweep, "usual_jobs", lambda configs: 3)
     monkeypatch.setenv("PYTHONPATH", str(paths.PACKAGE.parent))
     for number, name in enumerate(METHODS):
         put_notebook(notebooks, f"{number:02d}_{name}.ipynb", NOTEBOOK)

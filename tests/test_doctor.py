@@ -123,8 +123,7 @@ def test_versions_outside_the_bounds_are_a_problem(monkeypatch):
 def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, verdict):
     needs = {"answers": {"weights": 20.0}, "unlearning": {"weights": 43.0, "libraries": 1.0}}
     monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: needs)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=there * doctor.GIB))
-    monkeypatch.setattr(doctor.Path, "is_file", lambda path: False)  # not in a container
+    monkeypatch.setattr(doctor, "machine_memory", lambda: there * doctor.GIB)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     finding = doctor.memory([PAPER])
     text = f"about 44.0 GiB needed for unlearning (weights 43.0, libraries 1.0); {there}.0 GiB available"
@@ -136,6 +135,7 @@ def test_memory_is_compared_with_what_the_largest_run_needs(monkeypatch, there, 
 @pytest.mark.parametrize("count, at_once", [(2, 2), (5, 3)])
 def test_the_memory_of_a_sweep_is_that_of_the_runs_that_it_makes_at_once(monkeypatch, count, at_once):
     monkeypatch.setattr(doctor, "memory_of_stages", lambda configs: {"answers": {"weights": 1.0}})
+    monkeypatch.setattr(doctor.sweep, "usual_jobs", lambda configs: 3)
     text = doctor.memory([Config(replicate=number) for number in range(count)]).text
     assert text.startswith(
         f"about {at_once}.0 GiB needed for answers in {at_once} runs at once (weights {at_once}.0); "

@@ -125,7 +125,7 @@ def test_batches_are_done_at_once_and_change_no_bit(model, processor, people, mo
     [("1", "cpu", 1), ("2", "cpu", 2), ("2", "cuda", 1), ("", "cpu", 3), ("2,1", "cpu", 2), ("0", "cpu", 3)],
 )
 def test_batches_take_no_more_cores_than_allowed_and_a_gpu_takes_them_in_turn(monkeypatch, variable, device, threads):
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr("mllmu_nb.processes.machine_cores", lambda: 3)
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", variable)
     model = mock.Mock(device=torch.device(device))

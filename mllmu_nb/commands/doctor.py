@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
-import psutil
 import torch
 from packaging.requirements import Requirement
 from transformers import AutoConfig
@@ -25,6 +24,7 @@ from mllmu_nb.hub import sources, without_password
 from mllmu_nb.models import families
 from mllmu_nb.models.files import check_depth, check_model
 from mllmu_nb.prediction import GIB
+from mllmu_nb.processes import machine_cores, machine_memory
 
 EXAMPLES = ("doctor configs/paper-llava.yaml",)
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -89,7 +89,7 @@ def versions(configs: Configs) -> Result:
 def device(configs: Configs) -> Result:
     """Check the device of the runs, and whether it gives the same bits as other machines with AVX2."""
     machine, gpu = provenance.machine(), torch.cuda.is_available()
-    said = [machine["device"], machine["cpu"], f"{os.cpu_count()} cores", f"{machine['capability']} kernels"]
+    said = [machine["device"], machine["cpu"], f"{machine_cores()} cores", f"{machine['capability']} kernels"]
     text = ", ".join([*said, *(f"{name}={value}" for name, value in machine["bits"].items() if value)])
     if configs[0].scale != "miniature" and not gpu:
         return Result(PROBLEM, text, "the 7B models need a GPU: on a CPU a run takes weeks")
@@ -108,11 +108,8 @@ def device(configs: Configs) -> Result:
 def memory(configs: Configs) -> Result:
     """Compare the memory with the need of the most demanding run, times the runs that a sweep makes at once."""
     gpu = torch.cuda.is_available()
-    total = torch.cuda.get_device_properties(0).total_memory if gpu else psutil.virtual_memory().total
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    if not gpu and limit.is_file() and limit.read_text().strip().isdigit():
-        total = min(total, int(limit.read_text()))
-    at_once = min(len(configs), *(sweep.JOBS[config.scale] for config in configs))
+    total = torch.cuda.get_device_properties(0).total_memory if gpu else machine_memory()
+    at_once = min(len(configs), sweep.usual_jobs(configs))
     each = memory_of_stages(configs).items()
     needs = {stage: {what: at_once * size for what, size in need.items()} for stage, need in each}
     stage, need = max(needs.items(), key=lambda one: sum(one[1].values()))
@@ -166,7 +163,7 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
         most = "is measured here" if on_this_device else "an H100 has"
         text += f", {prediction.SHARE:.0%} of what {most}: see --rate"
     busy = round(os.getloadavg()[0]) if on_this_device and not rate and hasattr(os, "getloadavg") else 0
-    if busy >= (cores := os.cpu_count() or 1):
+    if busy >= (cores := machine_cores()):
         text += f"; {busy} processes share the {cores} cores now, so ask again when they are idle"
     advice = "`sweep --shard i/n` shares the runs among machines; precision changes the hours most"
     return Result(OK, text, advice if total > LONG else "")

@@ -24,7 +24,7 @@ from mllmu_nb.after import settings_of
 from mllmu_nb.commands import warm
 from mllmu_nb.config import GRID, PATHS, YOURS, Config, check_names, setting_names, variant_of
 from mllmu_nb.errors import KitError, choose
-from mllmu_nb.processes import launched
+from mllmu_nb.processes import launched, machine_cores, machine_memory
 from mllmu_nb.reporting.runs import MODEL, label
 from mllmu_nb.stages import read_json
 
@@ -34,7 +34,7 @@ EXAMPLES = (
     "sweep configs/miniature.yaml --shard 1/4",
 )
 FIRST = ("vanilla", "oracle", "base")  # the others need vanilla's model, so it runs first, together with an oracle
-JOBS = {"miniature": 3, "paper": 1}  # a third notebook starts while two occupy two cores; a 7B model fills its GPU
+RUN_MEMORY = 2 * 2**30  # bytes of a miniature's run, rounded up
 MEMORY = "most often for want of memory: try fewer --jobs"
 
 say = partial(print, flush=True)
@@ -45,7 +45,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     about = "forget ratios in per cent, in place of the grid's"
     parser.add_argument("--ratios", type=int, nargs="+", metavar="R", help=about)
     parser.add_argument("--bases", nargs="+", metavar="FAMILY", help="families of base models, in place of base_model")
-    parser.add_argument("--jobs", type=int, metavar="N", help="notebooks at a time (miniature: 3, else 1)")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="notebooks at a time (miniature: by cores and memory, else 1)"
+    )
     parser.add_argument("--shard", metavar="I/N", help="only every N-th run, from the I-th: the grid over N machines")
 
 
@@ -68,7 +70,7 @@ def main(options: argparse.Namespace) -> int:
     waiting = [Job(config, notebook) for config, notebook in notebooks.items() if not pipeline.finished(config)]
     for config in filter(pipeline.finished, every if waiting else ()):  # new runs will be compared with these
         pipeline.check_commits(config, inputs.run_folder(config))
-    at_once = options.jobs or min(JOBS[config.scale] for config in configs)
+    at_once = options.jobs or usual_jobs(configs)
     say(f"{len(configs)} runs, {len(configs) - len(waiting)} of them finished already, {at_once} at a time")
     say(f"  people: {inputs.population(configs[0]).counted()}")
     for run_id, name in names.items():
@@ -91,6 +93,14 @@ def main(options: argparse.Namespace) -> int:
         say(f"{record['seconds'] / 60:18.1f} {record['evaluation_seconds'] / 60:8.1f}  {config.run_id}{more}")
     say(f"altogether {(time.perf_counter() - began) / 60:.1f} min")
     return 1 if failed else 0
+
+
+def usual_jobs(configs: Sequence[Config]) -> int:
+    """How many notebooks are executed at a time, unless the user says."""
+    if any(config.scale != "miniature" for config in configs):
+        return 1  # a 7B model fills its GPU
+    # one more than there are cores: it starts while the others occupy them
+    return max(1, min(machine_cores() + 1, machine_memory() // RUN_MEMORY))
 
 
 def write_report(scale: str, config: Config) -> None:
@@ -307,7 +317,7 @@ class Job:
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
     """Run all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
-    threads, waiting, running = max(1, (os.cpu_count() or 1) // at_once), list(jobs), []
+    threads, waiting, running = max(1, machine_cores() // at_once), list(jobs), []
     failed: dict[str, str] = {}
     tried: Counter[Path] = Counter()  # the failed attempts to make a vanilla model
     try:
