@@ -117,9 +117,11 @@ def judged(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
             if above["high"] < 0:
                 floor = f"less than the {100 * floors[where]:.0f} asked for"
                 dead.append(f"{100 * kept['value']:.0f} % right, {floor} ({label})")
-            of = {people: refusals.get((*where, name), NOTHING) for name, people in KEPT_PEOPLE.items()}
-            if refused_sets := [f"{100 * x['value']:.0f} % of {y}" for y, x in of.items() if x["low"] > MOST_BROKEN]:
-                silent.append(f"refuses {' and '.join(refused_sets)} ({label})")
+            shares = {who: refusals.get((*where, name), NOTHING) for name, who in KEPT_PEOPLE.items()}
+            most = {who: one["value"] for who, one in shares.items() if one["low"] > MOST_BROKEN}
+            if most:
+                listed = " and ".join(f"{100 * value:.0f} % of {who}" for who, value in most.items())
+                silent.append(f"refuses {listed} ({label})")
         if model["method"] in UNJUDGED and not model["after"]:
             dead, silent = [], []
         verdicts.append(model | {"collapsed": bool(dead), "refuses": bool(silent), "why": "; ".join(dead + silent)})
