@@ -154,15 +154,15 @@ def test_the_sizes_of_a_card_that_a_way_of_training_needs():
     half = {"precision": "bf16"}
     tenth = 0.9  # the share of a card's memory that the allocator can use
     assert 40 * tenth < size({}) < 80 * tenth and size({**half, "micro_batch": 1}) < 24
-    largest = (None, "kl_min", "npo")  # a method with one stream or without a reference needs less
-    assert max(size({"checkpointing": True}, method) for method in largest) < 40 * tenth
-    for method in largest:
+    assert max(size({"checkpointing": True}, method) for method in (None, "ga", "kl_min", "npo")) < 40 * tenth
+    for method in (None, "ga", "grad_diff", "kl_min", "npo"):
         assert size({**half, "micro_batch": 2}, method) < 40 * tenth
         assert size({**half, "checkpointing": True}, method) < 24 * tenth
         assert size({**half, "micro_batch": 1}, method, quantised=True) < 24 * tenth
     clean = PAPER.but(checkpointing=True)  # in bf16
     assert sum(estimate.training(clean.training, False).values()) < 24 * tenth
-    for given in ({"method": "kl_min"}, {"method": "npo", "variant": "retain"}):
+    methods = [{"method": name} for name in ("ga", "grad_diff", "kl_min", "npo")]
+    for given in (*methods, {"method": "npo", "variant": "retain"}):
         config = clean.but(modality="multimodal", **given)
         assert config.unlearning.precision == "bf16"
         assert sum(estimate.training(config.unlearning, False, config.objective).values()) < 24 * tenth

@@ -317,7 +317,8 @@ class Job:
 
 def execute(jobs: Sequence[Job], at_once: int) -> dict[str, str]:
     """Run all ``jobs``. Returns run id → reason of failure. A job waits while another one makes its vanilla model."""
-    threads, waiting, running = max(1, machine_cores() // at_once), list(jobs), []
+    threads = max(1, machine_cores() // max(1, min(at_once, len(jobs))))
+    waiting, running = list(jobs), []
     failed: dict[str, str] = {}
     tried: Counter[Path] = Counter()  # the failed attempts to make a vanilla model
     try:
