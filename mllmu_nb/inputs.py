@@ -89,6 +89,11 @@ def _data_hash(*data) -> str:
     return hash_of(_population(*data).profiles.values())
 
 
+@lru_cache(maxsize=64)
+def _forget_ids(*data) -> list[str]:
+    return list(_population(*data).forget_ids)
+
+
 def hash_of(people: Iterable[Profile], taught: bool = False) -> str:
     """A hash of ``people``, with pictures by their pixels. If ``taught``, only what training reads counts."""
     rows: list[tuple] = []
@@ -227,24 +232,30 @@ def fetch(config: Config) -> None:
 
 def check_comparable(configs: Sequence[Config]) -> None:
     """Raise KitError if a table of ``configs`` would contain a damaged run, or runs that have the same parameters but
-    different people, because a file that they name was changed. (A grid over people is allowed.)"""
+    different people, or others to be forgotten, because a file that they name was changed. (A grid over people is
+    allowed.)"""
     own = {run_folder(config): config for config in configs}
     folders = sorted({folder.parent for folder in own})
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
     if damaged := [path.parent for path in others if not is_whole(path.parent, named=OF_A_RUN)]:
         raise KitError(f"a file of the run in {damaged[0]} was changed or cut off: make the run again, or remove it")
-    runs = [(one["run"], one["parameters"], one["data_hash"]) for one in map(read_json, others)]
-    runs += [(config.run_id, config.parameters(), data_hash(config)) for config in own.values()]
-    first: dict[tuple, tuple[str, str]] = {}
-    for run_id, parameters, people in runs:
-        known_by = public({name: parameters[name] for name in DATA if not name.startswith("forget_")})
-        key = (parameters["scale"], parameters["base_model"], *known_by.values())
-        other, known = first.setdefault(key, (run_id, people))
-        if people != known:
-            raise KitError(
-                f"runs {other} and {run_id} are about different people and cannot stand in one table: "
-                "move one of them away, or set MLLMU_NB_OUT to another folder"
-            )
+    runs = [(one["run"], one["parameters"], one["data_hash"], one["forget_ids"]) for one in map(read_json, others)]
+    for config in own.values():
+        runs.append((config.run_id, config.parameters(), data_hash(config), _forget_ids(*_data(config))))
+    first: dict[tuple, tuple[str, Any]] = {}
+    for run_id, parameters, people, forgotten in runs:
+        for what, known, names in (
+            ("are about different people", people, [name for name in DATA if not name.startswith("forget_")]),
+            ("have other people to be forgotten", forgotten, [*DATA, "replicate"]),
+        ):
+            known_by = public({name: parameters[name] for name in names})
+            key = (what, parameters["scale"], parameters["base_model"], *known_by.values())
+            other, its = first.setdefault(key, (run_id, known))
+            if its != known:
+                raise KitError(
+                    f"runs {other} and {run_id} {what} and cannot stand in one table: "
+                    "move one of them away, or set MLLMU_NB_OUT to another folder"
+                )
 
 
 # -- the record of a run ----------------------------------------------------------------------------------------

@@ -104,7 +104,8 @@ def unlearned(config: Config) -> Stage:
     method.check_length(recipe.steps, recipe.epochs)  # before vanilla is trained
     known = inputs.population(config)
     other = finetuned(config, method.other_reference) if method.other_reference else None
-    weights_precision = config.quantise_base or recipe.precision
+    start, weights_precision = path_start(config), config.quantise_base or recipe.precision
+    hyper_parameters = {name: getattr(method, name) for name in method.hyper_parameters()}
 
     def make(folder: Path) -> None:
         from mllmu_nb.batches import unlearning_steps
@@ -115,6 +116,8 @@ def unlearned(config: Config) -> Stage:
 
         check_anchor(config)
         sets = {name: training_conversations(known.members(name), config.modality) for name in ("forget", "retain")}
+        check_commits(config, start.get())
+        first = pd.read_parquet(start.folder / "path.parquet").drop(columns="step")
         stored = None
         if other:  # asked and removed before vanilla is loaded: two 7B models would not fit
             streams = dict.fromkeys(method.streams[name] for name in method.needs.reference)
@@ -124,7 +127,8 @@ def unlearned(config: Config) -> Stage:
         # with the seed of vanilla's own adapter, this one would move in the very directions of vanilla's matrix A
         seed = (config.unlearn_seed + 2**31 * (config.adaptation == "lora")) % 2**32  # torch reads 32 bits
         model = adapters.attach(model, recipe, seed, method.trains)
-        length, checkpoint = unlearning_steps(method, recipe, sets), Checkpoint(folder, {"points": {}})
+        length = unlearning_steps(method, recipe, sets)
+        checkpoint = Checkpoint(folder, {"points": {0: first.to_dict("list")}})
         # a rate that falls to 0 trains nothing beyond its end
         beyond = path.BEYOND * length if recipe.schedule == "constant" else length
         due = path.steps_of(beyond)
@@ -136,13 +140,12 @@ def unlearned(config: Config) -> Stage:
                 rows = path.point(plain, processor, questions, asked_at_once(config, PATH_BATCH))
                 checkpoint.also["points"][step] = rows.to_dict("list")
 
-        after_step(0, model)
         loop = {"after_step": after_step, "beyond": beyond, "checkpoint": checkpoint}
         log = unlearn(model, processor, method, sets, recipe, config.unlearn_seed, stored, **loop)
         adapters.save(model, folder)
         points = {step: pd.DataFrame(rows) for step, rows in checkpoint.also["points"].items()}
         path.write(points, folder / "path.parquet")
-        write_json(folder / "train.json", log.record({**recipe.numbers(), **config.settings}))
+        write_json(folder / "train.json", log.record({**recipe.numbers(), **hyper_parameters}))
 
     depends_on = {
         "vanilla": vanilla_key(config),
@@ -150,11 +153,32 @@ def unlearned(config: Config) -> Stage:
         "data": inputs.data_hash(config),  # the path's answers are about everybody
         "forget": list(known.forget_ids),
         "recipe": recipe.numbers(),
-        "hyper_parameters": {name: getattr(method, name) for name in method.hyper_parameters()},
+        "hyper_parameters": hyper_parameters,
         "settings": config.hash_of(("method", "variant", "modality", "unlearn_seed", "eval_batch")),
         "quantise_base": config.quantise_base,
     }
     return Stage("unlearned", depends_on, make, (inputs.family(config), method), partial(_record, config))
+
+
+def path_start(config: Config) -> Stage:
+    """The stage that asks the vanilla model the questions of a path: every unlearning of these people starts there."""
+    known, precision = inputs.population(config), config.quantise_base or config.unlearning.precision
+
+    def make(folder: Path) -> None:
+        from mllmu_nb.evaluation import path
+
+        model, processor = vanilla(config, precision)
+        questions = path.questions(model, processor, known, config.system, config.scale)
+        point = path.point(model, processor, questions, asked_at_once(config, PATH_BATCH))
+        path.write({0: point}, folder / "path.parquet")
+
+    depends_on = {
+        "vanilla": vanilla_key(config),
+        "data": inputs.data_hash(config),
+        "forget": list(known.forget_ids),
+        "asking": [config.system, config.eval_batch, config.scale, precision],
+    }
+    return Stage("path_start", depends_on, make, (inputs.family(config),), partial(inputs.record_of, config))
 
 
 def vanilla(config: Config, precision: str | None = None) -> tuple[Any, Any]:
@@ -201,13 +225,14 @@ def anchored(config: Config) -> Stage | None:
 
     depends_on = {"vanilla": vanilla_key(plain), "data": inputs.data_hash(plain), "forget": list(known.forget_ids)}
     depends_on["settings"] = plain.hash_of(("protocol", "eval_precision", "eval_batch"))
-    return Stage("anchor", depends_on, make, (own,))
+    return Stage("anchor", depends_on, make, (own,), partial(inputs.record_of, plain))
 
 
 def check_anchor(config: Config) -> None:
     """Raise KitError, before hours of work, if the released vanilla model does not answer as in the reports."""
     if stage := anchored(config):
-        anchor.check(read_json(stage.get() / "anchor.json"), inputs.family(config).anchor, config.vanilla_path)
+        check_commits(config, stage.get())
+        anchor.check(read_json(stage.folder / "anchor.json"), inputs.family(config).anchor, config.vanilla_path)
 
 
 def filled(config: Config, stage: Stage, precision: str | None = None) -> tuple[Any, Any]:
@@ -321,21 +346,30 @@ def shared_answers(config: Config) -> Stage | None:
         "identity": shared.identity(),
         "draws": drawn,
     }
-    made = Stage("asked", depends_on, make, (inputs.family(config),))
+    made = Stage("asked", depends_on, make, (inputs.family(config),), partial(inputs.record_of, shared))
     return made
 
 
-def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Stage:
-    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``name``: the name in tables for a
-    model that was made elsewhere. ``sets`` and ``limit``: ask only about these sets, and about the first ``limit``
-    people of each."""
+def answered(
+    config: Config,
+    *,
+    name: str = "",
+    sets: Sequence[str] = SETS,
+    limit: int | None = None,
+    compared_with: Config | None = None,
+) -> Stage:
+    """The stage of a run, with the files that ``docs/architecture.md`` describes. ``sets`` and ``limit``: ask only
+    about these sets, and about the first ``limit`` people of each. For a model that was made elsewhere: ``name`` is its
+    name in tables, and ``compared_with`` the configuration of vanilla and the oracle, whose base scores the fluency of
+    its answers, too (without it, the base that comes with the kit)."""
     known, fresh, size = inputs.population(config), inputs.fresh_people(config), asked_at_once(config)
     drawn, every = inputs.draws_of(config, sets), set(sets) == set(SETS)
     complete = every and limit is None
     # The base scores the fluency of answers; the base of a large model that was made elsewhere is not known.
     fluency_base = inputs.base_source(config)
     if config.method == YOURS:
-        fluency_base = inputs.base_source(config.but(base_path="")) if config.scale == "miniature" else ""
+        judge = compared_with or config.but(base_path="")
+        fluency_base = inputs.base_source(judge) if config.scale == "miniature" else ""
 
     def make(folder: Path) -> None:
         from mllmu_nb.evaluation import path, teacher_forced, utility
@@ -348,7 +382,8 @@ def answered(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limi
         if stage and not stage.finished and config.long_prompts == "refuse":
             check_prompts(config, drawn, sets=sets, limit=limit)
         if shared := shared_answers(config) if complete else None:  # before the model is loaded: one of 7B at a time
-            seen = pd.read_parquet(shared.get() / "answers.parquet").to_dict("index")
+            check_commits(config, shared.get())
+            seen = pd.read_parquet(shared.folder / "answers.parquet").to_dict("index")
             before = read_json(shared.folder / "asked.json")["seconds"]
         asked, processor = model(config)
         began = time.perf_counter()
@@ -428,13 +463,13 @@ def _ask(config: Config, asked: Any, processor: Any, folder: Path, key: str, **w
     return answers
 
 
-def run(config: Config, *, name: str = "", sets: Sequence[str] = SETS, limit: int | None = None) -> Path:
-    """The folder of a run, made if needed. It is complete or absent, and replaces a folder with another key. The other
-    arguments are as in :func:`answered`."""
+def run(config: Config, *, name: str = "", **asked: Any) -> Path:
+    """The folder of a run, made if needed. It is complete or absent, and replaces a folder with another key. ``name``
+    and ``asked``: as in :func:`answered`."""
     results = paths.writable(inputs.run_folder(config, name).parent).parent
     inputs.write_people(config, paths.people(results))
     inputs.fetch(config)
-    return answered(config, name=name, sets=sets, limit=limit).get()
+    return answered(config, name=name, **asked).get()
 
 
 def finished(config: Config) -> bool:

@@ -391,6 +391,9 @@ def hours(configs: Sequence[Config], estimate: Estimate, rate: Rates) -> dict[st
         if config.trains:
             plain = config.but(**{name: Config.model_fields[name].default for name in AFTERWARDS})
             spent["unlearned", plain.run_id] = _unlearning(config, estimate, rate)
+            start = config.hash_of((*TAUGHT, *FORGOTTEN, "vanilla_path", "system", "eval_batch"))
+            start += repr((config.training, config.unlearning.precision))
+            spent["path_start", start] = estimate.asking(config, path.PEOPLE, ASKED_ON_PATH, rate)
         for name in finetuned_for(config):
             forgotten = () if name == "vanilla" else FORGOTTEN
             key = config.hash_of((*TAUGHT, *forgotten)), repr(config.training)
@@ -423,13 +426,13 @@ def _teaching(config: Config, name: str, estimate: Estimate, rate: Rates) -> flo
 
 
 def _unlearning(config: Config, estimate: Estimate, rate: Rates) -> float:
-    """Seconds of an unlearning with the points of its path."""
+    """Seconds of an unlearning with the points of its path beyond the first."""
     method, recipe, sets, flops = config.objective, config.unlearning, _people(config), 0.0
     for names in method.all_passes:
         steps = recipe.steps or steps_of(sets[method.streams[names[0]].set], recipe.epochs, recipe.batch_size)
         flops += steps * estimate.flops(recipe, False, method, names, config.modality == "multimodal")
     beyond = path.BEYOND if recipe.schedule == "constant" else 1
-    points = (path.POINTS + 1) * estimate.asking(config, path.PEOPLE, ASKED_ON_PATH, rate)
+    points = path.POINTS * estimate.asking(config, path.PEOPLE, ASKED_ON_PATH, rate)
     return beyond * flops / rate(recipe.precision).flops + points
 
 

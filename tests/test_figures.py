@@ -378,10 +378,10 @@ def test_a_collapsed_model_is_marked_in_every_figure(marked):
         shown = words(figures.FIGURES.get(name)(marked))
         names = {text.replace("\n", " ") for text in shown if "‡ 3 of 3" in text}
         assert names in ({"NPO (text only) ‡ 3 of 3"}, {"NPO text only ‡ 3 of 3"}), name
-        assert any("‡ Collapsed, or refuses" in text for text in shown), name
+        assert any("‡ The model has collapsed or refuses" in text for text in shown), name
     lost = words(drawn("losses", marked))
     assert "text only ‡ 3 of 3" in lost and not any("image + text ‡" in text for text in lost)
-    assert any("‡ Collapsed, or refuses" in text for text in lost)
+    assert any("‡ The model has collapsed or refuses" in text for text in lost)
 
 
 # Models that are not in the paper

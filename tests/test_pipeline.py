@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature import make_model
-from mllmu_nb import inputs, paths, pipeline, stages, training, unlearning
+from mllmu_nb import after, inputs, paths, pipeline, stages, training, unlearning
 from mllmu_nb.config import Config, departures
 from mllmu_nb.data import facts, official
 from mllmu_nb.data.generate import known_people
@@ -27,8 +27,9 @@ from mllmu_nb.errors import KitError
 from mllmu_nb.evaluation import ask as asking
 from mllmu_nb.evaluation import path as evaluated
 from mllmu_nb.mixture import REFUSAL
-from mllmu_nb.models import families, load
+from mllmu_nb.models import adapters, families, load
 from mllmu_nb.models.checkpoint import Checkpoint
+from mllmu_nb.registry import Registry
 from mllmu_nb.scoring import anchor
 
 SMALL = {"people": 12, "pool": 8, "celebrities": 8, "forget_ratio": 25, "shots": 0, "replay": 0.0}
@@ -235,8 +236,9 @@ def test_upstream_npo_has_a_reference_of_its_own_that_leaves_before_vanilla_come
         return model, processor
 
     monkeypatch.setattr(pipeline, "filled", watched)
-    pipeline.model(upstream)  # trains what is missing
-    assert present == [("retain_epoch", 0), ("vanilla", 0), ("vanilla", 0)], "no other model may be in memory then"
+    pipeline.model(upstream)  # trains what is missing; its vanilla is the first one, to be asked at the path's start
+    names = ["vanilla", "retain_epoch", "vanilla", "vanilla"]
+    assert present == [(name, 0) for name in names], "no other model may be in memory then"
     record = stages.read_json(pipeline.unlearned(upstream).get() / "train.json")
     # 17 people in two views, 14 or 15 questions each, which is 4 pieces of up to 4: 136 pieces in batches of 12
     reference = stages.read_json(pipeline.finetuned(upstream, "retain_epoch").get() / "train.json")
@@ -321,6 +323,41 @@ def test_a_path_begins_with_vanilla_and_passes_through_the_run(made):
         assert len(both) == len(point) > 100 and (both["answer"] == both["own"]).mean() > 0.99, name
     first, end = (path.loc[path["step"] == step, "answer"].to_numpy() for step in (0, last))
     assert (first != end).any(), "else nothing was learnt between them"
+
+
+def test_all_paths_of_the_same_people_have_one_start_which_a_fresh_adapter_does_not_change(config, made):
+    ga = config.but(**GA)
+    start = pipeline.path_start(ga)
+    assert start.finished and start.key == pipeline.path_start(config.but(method="npo", modality="unimodal")).key
+    others = ({"replicate": 1}, {"forget_ratio": 15}, {"eval_batch": 7}, {"train_steps": 3})
+    assert len({start.key, *(pipeline.path_start(ga.but(**given)).key for given in others)}) == 1 + len(others)
+    model, processor = pipeline.vanilla(ga, ga.unlearning.precision)
+    adapted = adapters.attach(model, ga.unlearning, 0).get_base_model()
+    asked = evaluated.questions(adapted, processor, inputs.population(ga))
+    point = evaluated.point(adapted, processor, asked, pipeline.asked_at_once(ga, pipeline.PATH_BATCH))
+    pd.testing.assert_frame_equal(pd.read_parquet(start.folder / "path.parquet").drop(columns="step"), point)
+    stored = pd.read_parquet(made["ga"] / "path.parquet").query("step == 0").drop(columns="step")
+    pd.testing.assert_frame_equal(stored, point)
+
+
+def test_answers_and_starts_of_another_commit_are_not_used(config, made, monkeypatch):
+    """The name on the hub means its newest commit, so the key is the same."""
+    old, known = {"base_commit": "a" * 40}, inputs.record_of
+    for stage in (pipeline.shared_answers(config), pipeline.path_start(config.but(**GA))):
+        stages.write_json(stage.get() / stages.RECORD, stages.read_json(stage.folder / stages.RECORD) | old)
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "record_of", lambda config: known(config) | {"base_commit": "b" * 40})
+        for again in (config.but(forget_ratio=30), config.but(method="npo", modality="unimodal")):
+            with pytest.raises(KitError, match=f"was made from commit {'a' * 40} of the base model"):
+                pipeline.run(again)
+
+
+def test_a_training_records_its_own_settings_not_those_of_a_step_after_it(config, monkeypatch):
+    monkeypatch.setattr(after, "STEPS", Registry("step after unlearning"))
+    after.after("scaled")(lambda model, config, share=0.5: model)
+    stage = pipeline.unlearned(config.but(**GA, after="scaled", share=0.9))
+    assert "share" not in stages.read_json(stage.get() / "train.json")["settings"]
+    assert stage.key == pipeline.unlearned(config.but(**GA)).key
 
 
 def test_answers_are_stored_to_the_bit(tmp_path, config, made):

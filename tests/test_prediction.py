@@ -240,7 +240,7 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once(monkeypatch
     ]
     stages = prediction.hours(grid, estimate, lambda precision: Rate(1e9, 1e12))
     assert {name: count for name, (count, _) in stages.items()} == {
-        "answers": 8, "vanilla": 1, "oracle": 2, "unlearned": 4
+        "answers": 8, "vanilla": 1, "oracle": 2, "path_start": 2, "unlearned": 4
     }  # fmt: skip
     recipe = PAPER.training
     flops = [estimate.step(recipe, False, shown=shown)["flops"] for shown in (True, False)]
@@ -256,7 +256,7 @@ def test_hours_are_operations_by_the_rate_and_a_training_counts_once(monkeypatch
     later = [{"after": "scaled"}, {"after": "scaled", "share": 0.9}, {"shots": 0}, {"shot_seed": 3}]
     once = [PAPER.but(method="ga", modality="unimodal", **given) for given in ({}, *later, {"unlearn_seed": 3})]
     counts = {name: count for name, (count, _) in prediction.hours(once, estimate, lambda p: Rate(1e9, 1e12)).items()}
-    assert counts == {"answers": 6, "vanilla": 1, "unlearned": 2}, "what follows a training repeats none"
+    assert counts == {"answers": 6, "vanilla": 1, "path_start": 1, "unlearned": 2}, "later steps repeat none"
     released = prediction.hours(
         [PAPER.but(protocol="upstream", method="npo", modality="multimodal")], estimate, lambda p: Rate(1e9, 1e12)
     )
@@ -321,9 +321,9 @@ def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
     plain = Config(scale="paper", protocol="upstream", data_source=source, precision="bf16", checkpointing=True)
     estimate = Estimate(families.get("llava").published_shape(), eager=False)
 
-    def minutes(stage, **given):
+    def minutes(*names, **given):
         stages = prediction.hours([plain.but(**given)], estimate, lambda p: prediction.assumed_rate(p, here=False))
-        return f"{60 * stages[stage][1]:.0f}"
+        return f"{60 * sum(stages[name][1] for name in names):.0f}"
 
     questions = minutes("answers", method="base")
     said = {
@@ -332,7 +332,8 @@ def test_minutes_and_hours_of_notebooks_and_readme_are_the_predicted_ones():
         "08_evaluate": "",
     }
     for name in ("03_ga", "04_grad_diff", "05_kl_min", "06_npo"):
-        said[name] = f"{minutes('unlearned', method=name[3:], modality='multimodal')}, then "
+        minutes_of = minutes("path_start", "unlearned", method=name[3:], modality="multimodal")
+        said[name] = f"{minutes_of}, then "
     for name, before in said.items():
         title = nbformat.read(paths.notebooks() / f"{name}.ipynb", 4).cells[0].source
         assert f"(estimated, notebook 14): {before}{questions} for the questions |" in title, name

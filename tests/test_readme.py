@@ -76,8 +76,8 @@ ELSEWHERE = {  # command → what executes it: CI's script, on a smaller grid, o
     "make reproduce": CI,
     "make test": CI,
     "pytest --nbmake": CI,
-    ".venv/bin/python -m pip install -c requirements.lock -e '.[test]'": CI,
-    "python -m venv .venv": CI,
+    '.venv/bin/python -m pip install -c requirements.lock -e ".[test]"': CI,
+    "python3 -m venv .venv": CI,
     ".venv/bin/python -m mllmu_nb sweep configs/miniature.yaml": CI,
     "mllmu-nb sweep configs/miniature.yaml": CI,
     "make lab": "test_run_all_cells_in_jupyterlab",
@@ -246,6 +246,8 @@ def test_what_the_small_model_misses_is_as_the_table_has_it():
 
     text = PLACES[1]
     assert readme.fill(text, "goals", readme.goals(committed("table2_by_view"))) == text
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert readme.fill(text, "settings", readme.settings()) == text
     with_image, by_name = both_ways("vanilla", "forget", **LETTER)
     assert f"| letter (50; 45) | **{with_image}** / **{by_name}** |" in text
     assert f"the small LLaVA writes the right letter in {with_image} % of the questions on Forget" in SAID
@@ -292,7 +294,7 @@ def test_what_is_said_of_three_replicates_and_of_hours_is_so_in_the_files():
     for file in paths.runs(paths.reference()).glob("*/provenance.json"):
         record = json.loads(file.read_text(encoding="utf-8"))
         hours[record["parameters"]["base_model"]] += record["seconds"] / 3600
-    said = "add up to {llava:.0f} hours for LLaVA and {idefics2:.0f} for Idefics2 by the clock".format(**hours)
+    said = "add up to {llava:.0f} hours for LLaVA and {idefics2:.0f} for Idefics2.".format(**hours)
     assert said in SAID
 
 

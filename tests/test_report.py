@@ -14,7 +14,8 @@ import pytest
 from fake_runs import but, make, saying, write
 
 import readme
-from mllmu_nb import paths, stages
+from mllmu_nb import inputs, paths, stages
+from mllmu_nb.config import Config
 from mllmu_nb.errors import KitError
 from mllmu_nb.reporting import report, runs, tables
 from mllmu_nb.reporting.beside import Beside
@@ -212,7 +213,7 @@ def test_the_readmes_table_marks_what_is_closed_and_what_has_collapsed(collapsed
     cells = next(line for line in table.splitlines() if line.startswith("| NPO (text only) ‡")).split(" | ")[1:]
     assert [cell.startswith("(") for cell in cells] == [False, True, False, True, *[False] * 5]
     assert cells[-1] == " |", "there is no gap in text that could be closed"
-    assert "‡ Collapsed, or refuses" in table and "gate closed" in table and "Likelihood (text)" in table
+    assert "‡ The model has collapsed or refuses" in table and "gate closed" in table and "Likelihood (text)" in table
     title, heads = table.split("\n\n")[:2]
     assert (
         title.startswith(f"**{collapsed.runs[0].base_label}**, one replicate. ") and "not at equal forgetting" in title
@@ -295,7 +296,7 @@ def test_the_readmes_map_takes_minutes_from_the_runs_and_the_rest_from_the_noteb
         make("ga", modality=modality, draw=draw, **FEW) for modality in ("multimodal", "unimodal") for draw in (0, 1)
     ]
     for run in some:
-        run.train["seconds"] = 118.5 if run["replicate"] == 0 else 9999
+        run.record["seconds"] = 120 if run["replicate"] == 0 else 9999
     table = readme.map_table(some, sorted(tmp_path.glob("*.ipynb")))
     ascent, tables_, *_ = lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:4]]
     assert ascent[:2] == ["Paper's 03_ga", "[03_ga](notebooks/03_ga.ipynb)"] and "99_more" not in table
@@ -360,6 +361,35 @@ def test_a_vanilla_that_was_made_otherwise_is_another_one(name):
     assert runs.taught_by({**record, "parameters": {**plain, name: OTHERWISE[name]}}) != runs.taught_by(record)
     folders = {runs.taught_by({**record, "vanilla_hash": hashed}) for hashed in ("", "a", "b")}
     assert len(folders) == 3 and runs.taught_by(record) in folders, "folders of one name with other weights"
+
+
+def test_a_vanilla_of_a_base_with_other_weights_is_another_one():
+    shipped, own = (make("vanilla", lambda question: True, base_path=path).record for path in ("", "base"))
+    taught = [runs.taught_by({**record, "base_hash": of}) for record in (shipped, own) for of in ("a", "b")]
+    assert taught[0] == taught[1] and len(set(taught)) == 3, "the shipped base is known by its family"
+
+
+@pytest.mark.parametrize(
+    "given", [{"schedule": "plateau"}, {"train_batch_size": 4, "unlearn_batch_size": 8, "micro_batch": 4}]
+)
+def test_what_changes_unlearning_alone_makes_no_other_vanilla(given):
+    vanilla, ga = (Config(**model, **given) for model in ({}, {"method": "ga", "modality": "multimodal"}))
+    assert vanilla.training == ga.training and vanilla.parameters() != ga.parameters()
+    records = [{"parameters": one.parameters(), "data_hash": "", "base_hash": ""} for one in (vanilla, ga)]
+    assert runs.taught_by(records[0]) == runs.taught_by(records[1])
+
+
+def test_runs_whose_forget_set_was_changed_cannot_stand_in_one_table(out):
+    ga, vanilla = Config(method="ga", modality="unimodal"), Config()
+    [folder] = write(paths.results("miniature"), make("ga", modality="unimodal", **FEW))
+    record = stages.read_json(folder / stages.RECORD) | {"parameters": ga.parameters()}
+    record |= {"data_hash": inputs.data_hash(ga), "forget_ids": list(inputs.population(ga).forget_ids)}
+    stages.write_json(folder / stages.RECORD, record)
+    inputs.check_comparable([vanilla])
+    stages.write_json(folder / stages.RECORD, {**record, "forget_ids": ["001"]})
+    with pytest.raises(KitError, match="have other people to be forgotten and cannot stand in one table"):
+        inputs.check_comparable([vanilla])
+    inputs.check_comparable([vanilla.but(replicate=1)])
 
 
 def test_a_run_that_changes_after_it_was_looked_up_is_not_left_out(tmp_path):

@@ -143,7 +143,7 @@ def test_what_notebooks_draw_is_readable_below_a_sentence(vanilla, ga, oracle):
             [vanilla, ga, oracle]
         ): "A good method brings Forget and Test down to the oracle, and nothing else",
         show.curves([0, 1], {"a line": [0, 1], "another": [0, 0.9]}, "x", "y", "Two lines rise"): "Two lines rise",
-        figures.loss_curves([ga]): "A loss shows when a training moves, not what a\nmodel still knows",
+        figures.loss_curves([ga]): "Training loss against step",
     }
     for figure, title in drawn.items():
         assert figure.get_suptitle() == title

@@ -300,6 +300,30 @@ def test_each_vanilla_of_a_grid_has_its_own_gate():
     assert "open" in set(rows.query("exams == 0.8")["gate"])
 
 
+def test_a_grid_over_a_number_of_unlearning_shares_vanilla_and_oracle():
+    """0 stands for the preset in runs that unlearn nothing; sentences that only some runs have stop no table."""
+    knows = {"vanilla": lambda q: q.set == "retain", "oracle": lambda q: q.set == "retain"}
+    runs = [make(name, right, unlearn_batch_size=0, **FEW) for name, right in knows.items()]
+    sized = {"modality": "multimodal", "taught": lambda member: 0.5, **FEW}
+    runs += [make("ga", lambda q: q.set == "retain", unlearn_batch_size=size, **sized) for size in (4, 16)]
+    scores = Scores.of(runs)
+    cells = scores.cells.query("method == 'ga' and set == 'forget' and view == 'both' and scoring == 'likelihood'")
+    cells = cells[(cells["metric"] == "accuracy") & (cells["against"] == "")]
+    assert cells.set_index("unlearn_batch_size")["gate"].to_dict() == {4: "closed", 16: "closed"}
+    assert [run["method"] for run in scores.where(unlearn_batch_size=4).runs] == ["ga", "oracle", "vanilla"]
+    assert scores.ranking.refused == "runs of one method differ in unlearn_batch_size"
+
+
+def test_letters_after_other_numbers_of_worked_examples_are_not_compared():
+    runs = [make(name, lambda q: True, **FEW) for name in ("vanilla", "oracle")]
+    scores = Scores.of([*runs, make("ga", lambda q: q.set != "forget", modality="multimodal", shots=0, **FEW)])
+    assert scores.by == ["shots"]
+    cells = scores.cells.query("method == 'ga' and set == 'forget' and view == 'both' and metric == 'accuracy'")
+    known = cells[cells["against"] == "oracle"].set_index(["task", "scoring"])["value"]
+    assert known["classification", "likelihood"] == -1, "no example precedes this question"
+    assert known[[("classification", "letter"), ("cloze", "")]].isna().all()
+
+
 @pytest.mark.parametrize(
     ("name", "values"), [("shots", (0, 5)), ("eval_precision", (None, "bf16")), ("shot_seed", (0, 1))]
 )
@@ -802,7 +826,7 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     choices = [("classification", "likelihood", "accuracy", "image_text", "open")]
     gates = pd.concat([gates, pd.DataFrame(choices, columns=gates.columns)])
     points = pd.DataFrame({"set": ["celebrity"]})
-    scores = SimpleNamespace(kept_by_person={"both": None}, gates=gates, by=[], points=points)
+    scores = SimpleNamespace(kept_by_person={"both": None}, gates=gates, of_a_grid="", points=points)
     found = tables.verdicts(scores).reset_index()
     said = {name: rows["verdict"].tolist() for name, rows in found.groupby("compared")}
     shut = [f"{verdict} (gate closed)" for verdict in ("supported", "not supported", "undecided")]

@@ -363,6 +363,22 @@ def test_references_are_found_by_the_people_they_were_asked_about(folder, tmp_pa
         assert pipeline.reference(plain) is None
 
 
+def test_the_base_of_the_references_measures_the_fluency_of_a_model_made_elsewhere(
+    folder, tiny_base, out, tmp_path, monkeypatch
+):
+    def run(config, **asked):
+        judges.append(pipeline.answered(config, **asked).inputs["judge"])
+        raise KitError("asked")
+
+    judges: list[str] = []
+    monkeypatch.setattr(pipeline, "run", run)
+    own = Config(base_path=str(tiny_base))
+    for name, given in (("own", {"base_path": str(tiny_base)}), ("shipped", {})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"celebrities": 12, **given}))
+        assert door.main(["evaluate", "--model", str(folder), "--config", str(tmp_path / f"{name}.yaml")]) == 2
+    assert judges == [inputs.base_hash(own), inputs.base_hash(Config())]
+
+
 def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folder, out, tmp_path, monkeypatch):
     def run(config, **_):
         asked.append(config)
@@ -390,8 +406,8 @@ def test_a_configuration_names_people_and_its_method_and_base_do_not_count(folde
 
 
 def test_a_finished_evaluation_is_not_replaced_by_another_one(folder, out, settings, monkeypatch, capsys):
-    def made(config, *, name, sets, limit):
-        stage = pipeline.answered(config, name=name, sets=sets, limit=limit)
+    def made(config, *, limit, **asked):
+        stage = pipeline.answered(config, limit=limit, **asked)
         stage.folder.mkdir(parents=True, exist_ok=True)
         (stage.folder / "answers.parquet").write_text(str(limit))
         record = {"key": stage.key, "files": stages.digests(stage.folder)}

@@ -1,7 +1,7 @@
-"""Fills the tables of README and docs/limits.md, badges and finding from the reference run: ``python tools/readme.py``.
+"""Fills the tables of README and docs, badges and finding from the reference run: ``python tools/readme.py``.
 
 No number of the README is typed by hand. The main table comes from the runs' answers, the minutes from their
-train.json, and published figures from ``published_results.csv``. Each notebook's title cell says what the notebook
+records, and published figures from ``published_results.csv``. Each notebook's title cell says what the notebook
 makes, which part of the paper that is and, if it trains nothing, how many minutes it takes.
 """
 
@@ -21,13 +21,14 @@ import numpy as np
 import pandas as pd
 
 from mllmu_nb import paths
+from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
 from mllmu_nb.models import families
 from mllmu_nb.reporting import published
 from mllmu_nb.reporting.grid import collapse_note, number_text, rows_by, select
 from mllmu_nb.reporting.report import elsewhere, half_closed, per_cent, replicates
-from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, method_label
+from mllmu_nb.reporting.runs import MODALITIES, Run, Scores, label, method_label
 from mllmu_nb.reporting.sheet import markdown_text
 from mllmu_nb.reporting.tables import all_rows, column, differences, kept_text, score_sheet
 from mllmu_nb.scoring.frames import KEY, LIKELIHOOD_KEY, MODEL, VIEWS, has
@@ -35,6 +36,7 @@ from mllmu_nb.scoring.gates import GOALS
 from mllmu_nb.scoring.path import HALF, KEPT
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import interval
+from mllmu_nb.unlearning import METHODS
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # the runs of `make reproduce`
 TABLES, FIGURES = "results/reference/tables", "figures/reference"
@@ -124,6 +126,19 @@ def goals(cells: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def settings() -> str:
+    """Return the table of docs/methods.md: how each form of a method that the reference has is trained on the
+    miniature. The forms of the released code are in notebook 11."""
+    lines = ["| method | unlearned on | learning rate | steps | batch | weights |", "|---|---|---:|---:|---:|---|"]
+    trained = [(one.name, one.variant) for one in METHODS.values() if one.streams and one.variant != "upstream"]
+    for (name, variant), modality in product(trained, MODALITIES):
+        config = Config(method=name, variant=variant, modality=modality)
+        recipe, weights = config.unlearning, [f"{weight} = {value:g}" for weight, value in config.settings.items()]
+        cells = label(name, variant), MODALITIES[modality], f"{recipe.lr:g}", recipe.steps, recipe.batch_size
+        lines.append(f"| {' | '.join(map(str, cells))} | {', '.join(weights)} |")
+    return "\n".join(lines)
+
+
 def finding(scores: Scores) -> str:
     """Return in words what the first method and the one that keeps most have kept at half of the gap to the oracle."""
     clean = clean_groups(scores)[0]
@@ -176,9 +191,9 @@ def pairs(scores: Scores) -> str:
 def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
     """Return the table of the paper's parts: notebook, files, the published figure if there is one, and minutes.
 
-    The minutes are the time of a notebook's own runs when the reference was made. Two runs are made at a time, so their
-    sum is halved, but it is never less than the longest run. If a notebook has no runs of its own, the minutes are
-    those that its title cell states for the miniature.
+    The minutes are the time of a notebook's own runs, of replicate 0, when the reference was made. Two runs are made at
+    a time, so their sum is halved, but it is never less than the longest run. If a notebook has no runs of its own, the
+    minutes are those that its title cell states for the miniature.
     """
     printed = published.load()
     printed = printed[printed[list(PRINTED)].eq(list(PRINTED.values())).all(axis=1)].replace(published.OURS)
@@ -192,8 +207,7 @@ def map_table(runs: Sequence[Run], notebooks: Sequence[Path]) -> str:
             continue
         makes, paper, minutes = _header(notebook)
         methods = re.findall(r"`(\w+)`", makes)
-        made = [run.train for run in first if run["method"] in methods]
-        seconds = [train["seconds"] + train["evaluation_seconds"] for train in made]
+        seconds = [run.record["seconds"] for run in first if run["method"] in methods]
         spent = f"{max(sum(seconds) / 2, *seconds, 0) / 60:.1f}" if seconds else minutes
         known = [f"{figures[name]:.1f} %" for name in methods if name in figures.index]
         known = COUNTED.get(number) or ", ".join(known) or ("not reported" if methods else "")
@@ -263,6 +277,8 @@ def main() -> None:
     limits = paths.checkout() / "docs" / "limits.md"
     table = goals(pd.read_csv(paths.reference() / "tables" / "table2_by_view.csv", keep_default_na=False))
     limits.write_text(fill(limits.read_text(encoding="utf-8"), "goals", table), encoding="utf-8")
+    methods = paths.checkout() / "docs" / "methods.md"
+    methods.write_text(fill(methods.read_text(encoding="utf-8"), "settings", settings()), encoding="utf-8")
 
 
 if __name__ == "__main__":

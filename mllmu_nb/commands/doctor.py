@@ -1,5 +1,5 @@
-"""``mllmu-nb doctor CONFIG``: finds in seconds what would stop the configuration's runs, before they start. No check
-loads weights. The output says whether there is a token, but never shows it."""
+"""``mllmu-nb doctor CONFIG``: finds what would stop the configuration's runs, before they start. No check loads
+weights. The output says whether there is a token, but never shows it."""
 
 import argparse
 import os
@@ -157,7 +157,8 @@ def hours(configs: Configs, rate: float | None = None) -> Result:
             each[name] += spent
     precision, total = configs[0].training.precision, each.total()
     listed = ", ".join(f"{count} {name} {each[name]:.2g}" for name, count in counts.items())
-    text = f"about {total:.2g} hours one after the other ({listed}); "
+    text = f"about {total:,.0f} hours" if total >= 10 else f"about {total:.2g} hours"
+    text += f" one after the other ({listed}); "
     text += f"{precision} training at {assumed(precision).flops / 1e12:.3g} TFLOP/s"
     if not rate:
         most = "is measured here" if on_this_device else "an H100 has"

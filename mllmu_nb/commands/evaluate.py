@@ -61,6 +61,7 @@ def main(options: argparse.Namespace) -> int:
     others = {name: plain.but(method=name, base_model=family) for name in ("vanilla", "oracle") if name != options.name}
     references = {name: pipeline.reference(other) for name, other in others.items()}
     asked = {"name": options.name, "sets": list(dict.fromkeys(options.sets)), "limit": options.limit}
+    asked["compared_with"] = plain.but(base_model=family) if os.path.isdir(plain.base_path) else None
     stage = pipeline.answered(config, **asked)
     if is_whole(stage.folder) and not stage.finished:
         what = "of another model, sets, limit or version of the kit"

@@ -188,9 +188,10 @@ def _person(page: plots.Page, person: Profile, top: float) -> float:
 
 SAYS, SILENT, BROKEN = "●", "○", "≈"  # signs before an answer
 SIGNS_OF_ANSWERS = (
-    f"{SAYS} the fact is in the answer, {SILENT} it is not, {BROKEN} the answer is broken. Blue: as it should be after "
-    f"unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); vermillion: as it should not "
-    "be."
+    f"{SAYS} the fact is in the answer, {SILENT} it is not (the answer may still make no sense), {BROKEN} the answer "
+    "is broken: empty, repeated, mostly symbols, or less likely to the base model than 99 % of vanilla's answers. "
+    f"Blue: as it should be after unlearning ({SILENT} of the person to be forgotten, {SAYS} of the one to be kept); "
+    "vermillion: as it should not be."
 )
 
 
@@ -397,7 +398,7 @@ def fewer_replicates(scores: Scores, kept: pd.DataFrame) -> list[str]:
     for place, here in some.groupby("place"):
         counts = {scores.name(tuple(row[c] for c in key)): row["n_replicates"] for row in here.to_dict("records")}
         counted.append(f"{100 * place:.0f} %: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
-    said = "A line ends where a replicate gets no further; a mark beyond it is of those that do"
+    said = "A line ends where the first replicate stops. A mark beyond it is the mean of the replicates that get there"
     return [f"{said} (of {kept['of'].max()}; {'; '.join(counted)})."]
 
 
@@ -553,9 +554,9 @@ def health(scores: Scores) -> Figure:
 
 @figure("losses", "loss against step, a panel a method")
 def losses(scores: Scores) -> Figure:
-    """A loss shows when a training moves, not what a model still knows. Lines: the mean of a method's trainings, as a
-    running mean where they are long; pale: each of them. Solid: image + text (or the whole
-    mixture for vanilla and oracle); dashed: text only."""
+    """Training loss against step. Lines: the mean of a method's trainings, as a running mean where they are long; pale:
+    each of them. Solid: image + text (or the whole mixture for vanilla and oracle); dashed: text only. A low loss does
+    not show what a model still knows."""
     return loss_curves(scores.runs, scores)
 
 
@@ -602,7 +603,7 @@ def loss_curves(runs: Sequence[Run], scores: Scores | None = None) -> Figure:
                 ends.append(plots.End(panel, float(mean.iloc[-1]), text, x=mean.index[-1]))
         panel.set_title(method, loc="left", fontweight="bold")
         panel.set_xmargin(0.03)
-        panel.set_ylabel("" if number % columns else "loss")
+        panel.set_ylabel("" if number % columns else "loss, nats")
         panel.set_xlabel("step" if number + columns >= len(by_method) else "")
     for panel in axes.ravel()[len(by_method) :]:
         panel.axis("off")

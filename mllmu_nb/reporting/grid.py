@@ -25,11 +25,12 @@ BELOW = "°"
 BELOW_NOTE = f"{BELOW} In one of the views or both, vanilla is below the goal that was set for it (docs/limits.md)."
 GATES_UNKNOWN = "Without vanilla and the oracle nobody can say whether a low score is forgetting."
 COLLAPSED_NOTE = (
-    f"{COLLAPSED} Collapsed, or refuses everybody (a count says in how many replicates). A low score is then no "
-    "forgetting, and the model is not ranked. The rule, in one of the views and by the whole 95 % interval over "
-    "people: more than half of the free answers about the Retain people are broken (empty, repeated, gibberish), more "
-    "than half about the Retain people or about the celebrities are refusals, or the right option about the Retain "
-    "people is picked less often than halfway between guessing (25 %) and vanilla."
+    f"{COLLAPSED} The model has collapsed or refuses everybody (a count says in how many replicates). Its low score "
+    "does not show forgetting, and it is not ranked. The mark is given if, in at least one view, the whole 95 % "
+    "interval over people shows one of these: (1) more than half of the free answers about the Retain people are "
+    "broken (empty, repeated, gibberish); (2) more than half about the Retain people, or about the celebrities, are "
+    "refusals; (3) the right option about the Retain people is picked less often than halfway between guessing (25 %) "
+    "and vanilla."
 )
 
 

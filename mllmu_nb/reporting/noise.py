@@ -25,7 +25,7 @@ SEEN = float(norm.ppf(0.975))  # a gap of more standard errors exceeds the noise
 REACH = SEEN + float(norm.ppf(0.8))  # a gap of so many is seen with 80 % power
 FICTITIOUS, CELEBRITIES = 500, 153
 SHOWN = {"classification": 1, "generation": 0, "cloze": 2}  # people whose questions are worked examples, not scored
-EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (n unknown)"
+EXCEEDS, COULD, UNKNOWN = "exceeds the noise", "could be noise", "cannot be said (people or spread unknown)"
 CELL = ["source", "base_model", "forget_ratio", "set", "view", "metric"]
 
 

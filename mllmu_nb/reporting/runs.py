@@ -24,6 +24,7 @@ from mllmu_nb.scoring.health import Unsound, judged, unsound
 from mllmu_nb.scoring.ranking import Ranking, ranking
 from mllmu_nb.scoring.registry import metrics
 from mllmu_nb.scoring.score import cells, item_scores, run_scores
+from mllmu_nb.scoring.summary import EXAMPLES
 from mllmu_nb.stages import OF_A_RUN, RECORD, Stage, digest, is_whole, read_json, state
 
 MODALITIES = {"multimodal": "image + text", "unimodal": "text only"}
@@ -35,6 +36,7 @@ TAUGHT_BY = ("base_path", "adaptation", "replay", "exams", "train_steps", "train
 TAUGHT_TOO: dict[str, Any] = {"base_revision": "", "vanilla_path": "", "vanilla_revision": "", "train_modality": "both"}
 TAUGHT_TOO |= {"adapter_reach": "language", "adam": "torch", "adam_eps": 1e-8, "precision": None}
 TAUGHT_TOO |= {"quantise_base": None, "micro_batch": 0, "checkpointing": False, "train_batch_size": 0}
+OF_RECIPES = ("schedule", "precision", "micro_batch", "train_batch_size")  # of fine-tuning and unlearning alike
 FRAMES = ("items", "cells", "judged", "points")
 # Parameters that are columns of a run or of its answers already, or that change no score.
 NOT_VARIED = {*RUN, "seed", "settings", "scoring", "eval_batch"}
@@ -65,9 +67,13 @@ class Run:
     def id(self) -> str:
         return self.folder.name
 
+    @cached_property
+    def columns(self) -> dict[str, Any]:
+        return columns_of(self.record)
+
     def __getitem__(self, column: str) -> Any:
         """A column of the run (``method``, ``modality``, ``forget_ratio`` ..)."""
-        return columns_of(self.record)[column]
+        return self.columns[column]
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -82,6 +88,8 @@ class Run:
     def values(self, names: Iterable[str]) -> dict[str, Any]:
         """Parameters by name, "" for those that the run does not have; lists as text, so that they fit in a cell."""
         known = {name: value for name, value in self.parameters.items() if value is not None}
+        if self["modality"] == "none":  # nothing was unlearned
+            known.pop("unlearn_batch_size", None)
         known |= {name: str(value) for name, value in known.items() if isinstance(value, list | tuple | dict)}
         return {name: known.get(name, "") for name in names}
 
@@ -109,9 +117,16 @@ def columns_of(record: dict) -> dict[str, Any]:
 def taught_by(record: dict) -> str:
     """A hash of everything that determines the vanilla model of a run."""
     parameters = record["parameters"]
+    if any(parameters.get(name) for name in OF_RECIPES):  # vanilla's own has only what changes its training
+        known = {name: value for name, value in parameters.items() if name in Config.model_fields}
+        known |= {"method": "vanilla", "modality": "none", "variant": None, "after": "", "settings": {}}
+        known["adapter_path"] = ""
+        parameters = parameters | Config.from_parameters(known).parameters()
     taught = [parameters.get(name) for name in TAUGHT_BY]
     taught += [[name, parameters[name]] for name, usual in TAUGHT_TOO.items() if parameters.get(name, usual) != usual]
-    taught += [record["vanilla_hash"]] if record.get("vanilla_hash") else []  # folders of one name may differ
+    # folders of one name may differ
+    taught += [record["base_hash"]] if parameters.get("base_path") else []
+    taught += [record["vanilla_hash"]] if record.get("vanilla_hash") else []
     return stable_hash([record["data_hash"], *taught])
 
 
@@ -186,8 +201,11 @@ def varied(runs: Sequence[Run]) -> list[str]:
     """The parameters in which runs of one model (method, variant, modality, after) differ, such as a rate in a grid."""
     models = [str([run[column] for column in (*GROUP, *MODEL)]) for run in runs]
     values = [{name: repr(v) for name, v in run.parameters.items() if name not in NOT_VARIED} for run in runs]
-    several = pd.DataFrame(values).groupby(models).nunique().gt(1).any()
-    return sorted(several.index[several])
+    values = pd.DataFrame(values)
+    several = values.groupby(models).nunique().gt(1).any()
+    # models that were asked with other worked examples are compared only with those that were asked alike
+    examples = [name for name in EXAMPLES if name in values and values[name].nunique() > 1]
+    return sorted({*several.index[several], *examples})
 
 
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
@@ -239,7 +257,7 @@ class Scores:
             for name in FRAMES:
                 getattr(scores, name).drop(columns="rivals", errors="ignore").to_parquet(folder / f"{name}.parquet")
 
-        inputs: dict[str, Any] = {"runs": [[run.id, columns_of(run.record), run.record["files"]] for run in runs]}
+        inputs: dict[str, Any] = {"runs": [[run.id, run.columns, run.record["files"]] for run in runs]}
         if not judge.replies(results / judge.FILE).empty:
             inputs["judge"] = stable_hash((results / judge.FILE).read_text(encoding="utf-8"))
         folder = Stage("scores", inputs, make, (cls, *_code_of_metrics())).get()
@@ -295,8 +313,15 @@ class Scores:
         own = first["scale"] == "miniature" and not any(map(first.parameters.get, ("data_source", "profiles_file")))
         return missed(self.cells) if own and first["protocol"] == "clean" else set()
 
+    @property
+    def of_a_grid(self) -> str:
+        """Why the methods of a grid are not compared; "" if none has several settings."""
+        return f"runs of one method differ in {', '.join(self.by)}" if self.by else ""
+
     @cached_property
     def ranking(self) -> Ranking:
+        if self.by:
+            return Ranking(pd.DataFrame(), pd.DataFrame(), self.of_a_grid)
         return ranking(self.kept_by_person["trained"], self.unsound, self.gates)
 
     @cached_property
@@ -360,7 +385,7 @@ def _code_of_metrics() -> list[Any]:
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:
     """The table of runs, written with the scores: the columns of each run, and every parameter that varies."""
-    table = pd.DataFrame([{**run.parameters, **columns_of(run.record)} for run in runs]).drop(columns="settings")
+    table = pd.DataFrame([{**run.parameters, **run.columns} for run in runs]).drop(columns="settings")
     varying = [name for name in table if table[name].map(repr).nunique() > 1]
     return table[list(dict.fromkeys([*RUN, *SEEDS, *varying]))]
 

@@ -4,7 +4,7 @@ ratio; ``@table`` sets its files and its place in the report. CONTRIBUTING.md sh
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, product
-from math import isnan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from mllmu_nb.scoring.frames import ACROSS, GROUP, KEY, LIKELIHOOD_KEY, MODEL, P
 from mllmu_nb.scoring.gates import opened
 from mllmu_nb.scoring.ranking import RANKED
 from mllmu_nb.scoring.registry import Metric, metrics
+from mllmu_nb.scoring.score import run_scores
 from mllmu_nb.statistics.intervals import equivalence, standard_errors
 from mllmu_nb.statistics.variance import variance_split
 from mllmu_nb.unlearning import METHODS
@@ -396,11 +397,6 @@ def _kept_is(scores: Scores) -> str:
     return f"Kept: likelihood about {people}, asked in both views."
 
 
-def _of_a_grid(scores: Scores) -> str:
-    """Why the methods of a grid are not compared; "" if none has several settings."""
-    return f"runs of one method differ in {', '.join(scores.by)}" if scores.by else ""
-
-
 def _closed(place: float | str) -> str:
     return "Area" if place == path.AREA else f"At {place:.0%} closed"
 
@@ -448,7 +444,7 @@ def verdicts(scores: Scores) -> pd.DataFrame:
     in points, and whether the whole interval is on the side of the claim. Nothing is tested in a grid, where runs of
     one method differ in a parameter."""
     columns = ["gap closed", "compared", "text only minus image + text, points", "replicates", "verdict"]
-    if why := _of_a_grid(scores):
+    if why := scores.of_a_grid:
         row = ["any share", "any measure", "", 0, f"not tested: {why}"]
         return pd.DataFrame([row], columns=columns).set_index(columns[:2])
     differences = path.between_modalities(scores.kept_by_person[POOLED], [*CLAIMS, path.KEPT], path.PLACES)
@@ -485,7 +481,7 @@ def edges(scores: Scores) -> pd.DataFrame:
 def ranking_table(scores: Scores) -> Iterator[Sheet]:
     """The ranking by what is kept with half the gap closed: place, letters, score; also who is left out, and why."""
     title = "Ranking by what is kept where half the gap is closed"
-    if why := _of_a_grid(scores) or scores.ranking.refused:
+    if why := scores.ranking.refused:
         yield Sheet(title, "ranking", remarks=[f"Not ranked: {why}."])
         return
     (methods, pairs, _), blocks = scores.ranking, []
@@ -520,7 +516,7 @@ def pairs_table(scores: Scores) -> Iterator[Sheet]:
     title = "Difference between two methods in what is kept at equal forgetting, points"
     frame = pd.DataFrame() if scores.by else differences(scores)
     if frame.empty:
-        why = _of_a_grid(scores) or "no two methods have paths"
+        why = scores.of_a_grid or "no two methods have paths"
         yield Sheet(title, "pairs", remarks=[f"Not compared: {why}."])
         return
     known, blocks = rows_by(frame, ["modality", "first", "second", "place"]), []
@@ -560,10 +556,12 @@ def variance_table(scores: Scores) -> Iterator[Sheet]:
     """How much of the spread of an unlearned model's score comes from people and from each random choice, in points."""
     title = "Standard deviation of a score by its source, points, views pooled"
     named = {run.id: scores.name(scores.model_of(run)) for run in scores.runs}
-    frame = sources(scores.run_scores().assign(model=lambda rows: rows["run"].map(named)), grid.one_forget_set(scores))
+    items = scores.items[~scores.items["method"].isin(REFERENCES)]
+    runs = run_scores(items, scores.by, main=True).assign(model=lambda rows: rows["run"].map(named))
+    frame = sources(runs, grid.one_forget_set(scores))
     columns = {(row["set"], *(row[name] for name in KEY)): None for row in frame.to_dict("records")}
     heads = [(at[0].capitalize(), registry.by_key()[at[1:]].heading) for at in columns]
-    lines = [(SOURCES[one], [*map(_sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
+    lines = [(SOURCES[one], [*map(sd_text, of.to_dict("records"))]) for one, of in frame.groupby("factor", sort=False)]
     count = len({tuple(run[column] for column in REPLICATE) for run in scores.runs})
     remark = (
         "People: the error of one run. The others: 95 % limits of the standard deviation, without people's. All "
@@ -603,12 +601,13 @@ def sources(runs: pd.DataFrame, one_forget_set: bool = False) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["set", *KEY, "factor", "levels", "sd", "variance", "low", "high"])
 
 
-def _sd_text(row: Mapping[str, Any]) -> str | tuple[str, str]:
+def sd_text(row: Mapping[str, Any]) -> str | tuple[str, str]:
+    """A standard deviation of :func:`sources` in points, with its limits; or "" and the reason why there is none."""
     if pd.isna(row["sd"]):
         return "", "It is at one level in these runs."
-    ends = [row.get("low"), row.get("high")]
-    limits = "" if pd.isna(ends).any() else f" [{', '.join(f'{100 * end**0.5:.1f}' for end in ends)}]"
-    return f"{100 * row['sd']:.1f}{limits}"
+    low, high = (100 * row.get(end, nan) ** 0.5 for end in ("low", "high"))
+    upper = f"{high:.1f}" if high <= 50 else "over 50"  # no score between 0 and 100 varies by more
+    return f"{100 * row['sd']:.1f}" + ("" if isnan(low) else f" [{low:.1f}, {upper}]")
 
 
 # -- files ------------------------------------------------------------------------------------------------------

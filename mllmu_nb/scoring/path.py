@@ -66,16 +66,17 @@ def curves(points: pd.DataFrame, closed_in: str = "trained") -> dict[str, Curve]
     result, forget = {}, points[(points["set"] == "forget") & (points["measure"] == LIKELIHOOD)]
     oracles = forget[is_model(forget, "oracle")]
     alike = [*PEOPLE, *asked_differently(oracles)]
-    oracles = dict(list(oracles.groupby(alike)))
+    oracles, of_run = dict(list(oracles.groupby(alike))), dict(list(forget.groupby("run")))
     trained = points[(points["modality"] != "none") & (points["after"] == "")]
     read_of = {name: _by_run(trained, *place) for name, place in READ.items()}
     for run, first in trained.drop_duplicates("run").set_index("run").iterrows():
         views = list(VIEWS) if closed_in == POOLED else [TRAINED_VIEW[first["modality"]]]
         oracle = oracles.get(tuple(first[alike]))
-        mine = forget[(forget["run"] == run) & forget["view"].isin(views)]
-        if oracle is None or mine.empty:
+        if oracle is None or run not in of_run:
             continue
-        oracle = oracle[oracle["view"].isin(views)]
+        mine, oracle = (rows[rows["view"].isin(views)] for rows in (of_run[run], oracle))
+        if mine.empty:
+            continue
         sums = mine.groupby("step")[["score", "items"]].sum()
         level, end = sums["score"] / sums["items"], oracle["score"].sum() / oracle["items"].sum()
         gap = level.iloc[0] - end

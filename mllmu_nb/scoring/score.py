@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from math import nan
+from typing import Any
 
 import pandas as pd
 
@@ -49,12 +50,13 @@ def _scored(rows: pd.DataFrame, wanted: Sequence[Metric]) -> pd.DataFrame:
     return rows.assign(**columns)
 
 
-def run_scores(items: pd.DataFrame, by: Sequence[str] = ()) -> pd.DataFrame:
+def run_scores(items: pd.DataFrame, by: Sequence[str] = (), **wanted: Any) -> pd.DataFrame:
     """Summarise scored ``items``: one row per run, set, task, view (``both`` pools the two), scoring and metric, if an
-    answer has a value. Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
+    answer has a value. ``wanted``: which metrics of the tables of scores, as in :func:`metrics`; all if none is named.
+    Columns RUN_KEYS, ``by``, CELL, metric, value, low, high, n_items, n_profiles."""
     items = items.assign(person=persons, seed=items["unlearn_seed"])
     key = [*RUN_KEYS, *by]
-    rows = by_view(items, key, metrics(per="answer", table="scores"))
+    rows = by_view(items, key, metrics(per="answer", table="scores", **wanted))
     return pd.DataFrame(rows, columns=[*key, *frames.CELL, "metric", *VALUES]).drop(columns=["n_replicates", "dots"])
 
 
@@ -100,7 +102,7 @@ def _of_answers(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFra
         places = pd.DataFrame(places, columns=[*frames.CELL, "metric"]).assign(against=against)
         grid.append(models[~is_model(models, against)].merge(places, how="cross"))
         values += [row | {"against": against} for row in by_view(rows, key, shown, against)]
-    values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES])
+    values = pd.DataFrame(values, columns=[*key, *PLACE, *VALUES]).astype(models.dtypes.to_dict())
     result = pd.concat(grid).merge(values, on=[*key, *PLACE], how="left")
     notes = [
         NO_PAIR.format(against) if against else NO_SENTENCES if task == TAUGHT else NO_SCORE.format(set_name)
@@ -116,14 +118,15 @@ def _of_models(rows: pd.DataFrame, wanted: Sequence[Metric], models: pd.DataFram
     identities = (first[names].itertuples(index=False, name=None) for names in (key, alike, frames.REPLICATE))
     model_of, people_of, replicate_of = (dict(zip(first["run"], one, strict=True)) for one in identities)
     oracle_of = {people_of[run]: run for run in first.loc[is_model(first, "oracle"), "run"]}
-    for ((task, scoring), group), view, set_name in product(by_task(wanted).items(), VIEWS, SETS):
+    groups = [(of_metric(rows, *names), group) for names, group in by_task(wanted).items()]
+    for (asked, group), view, set_name in product(groups, VIEWS, SETS):
         group = [one for one in group if set_name in one.sets]
         if not group:
             continue
-        asked = of_metric(rows, task, scoring)
-        asked = asked[asked["view"] == view]
+        here, task, scoring = asked["view"] == view, group[0].task, group[0].scoring
         if task != TAUGHT:  # sentences about forget people are compared with those about fresh ones
-            asked = asked[asked["set"] == set_name]
+            here &= asked["set"] == set_name
+        asked = asked[here]
         answers = dict(list(asked.groupby("run", sort=False)))
         runs = defaultdict(list)
         for run in answers:

@@ -101,7 +101,7 @@ def _counts(runs: Sequence[pd.DataFrame]) -> tuple[int, int]:
 
 
 def _replicate(run: pd.DataFrame) -> str:
-    return str(tuple(run[REPLICATE].iloc[0].tolist()))
+    return ", ".join(str(run[name].iat[0]) for name in REPLICATE)
 
 
 def _samples(runs: Sequence[pd.DataFrame | None], attack: str) -> PerModel:
