@@ -242,11 +242,9 @@ class Config(BaseModel):
         for name, (value, source) in self.words().items():
             if name in numbers:
                 numbers[name] = (numbers[name][0] if value is None else value, source)
-        usual_words = self._usual_words()
         for name in WAYS:
             own = getattr(declared, name)
-            # a record has the protocol's value also where none was given
-            if given[name] in (None, usual_words.get(name)) and own not in (None, numbers[name][0]):
+            if given[name] is None and own not in (None, numbers[name][0]):
                 numbers[name] = (own, IN_FILE)
         by_hand = {name: getattr(self, name) for name in ("schedule", "precision", "micro_batch", "checkpointing")}
         by_hand["batch_size"] = getattr(self, f"{prefix}batch_size")

@@ -239,7 +239,7 @@ def check_comparable(configs: Sequence[Config]) -> None:
     others = [path for folder in folders for path in sorted(folder.glob(f"*/{RECORD}")) if path.parent not in own]
     if damaged := [path.parent for path in others if not is_whole(path.parent, named=OF_A_RUN)]:
         raise KitError(f"a file of the run in {damaged[0]} was changed or cut off: make the run again, or remove it")
-    runs = [(one["run"], one["parameters"], one["data_hash"], one["forget_ids"]) for one in map(read_json, others)]
+    runs = [(one["run"], one["parameters"], one["data_hash"], one.get("forget_ids")) for one in map(read_json, others)]
     for config in own.values():
         runs.append((config.run_id, config.parameters(), data_hash(config), _forget_ids(*_data(config))))
     first: dict[tuple, tuple[str, Any]] = {}
@@ -251,7 +251,7 @@ def check_comparable(configs: Sequence[Config]) -> None:
             known_by = public({name: parameters[name] for name in names})
             key = (what, parameters["scale"], parameters["base_model"], *known_by.values())
             other, its = first.setdefault(key, (run_id, known))
-            if its != known:
+            if known is not None and its not in (None, known):
                 raise KitError(
                     f"runs {other} and {run_id} {what} and cannot stand in one table: "
                     "move one of them away, or set MLLMU_NB_OUT to another folder"

@@ -339,7 +339,8 @@ def test_marks_of_fewer_replicates_say_of_how_many(known):
     kept = known.kept[(known.kept["closed_in"] == "trained") & (known.kept["what"] == "kept")]
     here = (kept["place"] == 0.75) & (kept["method"] == "ga") & (kept["modality"] == "multimodal")
     [said] = figures.fewer_replicates(known, kept.assign(n_replicates=kept["of"].where(~here, 1)))
-    assert said.endswith(f"a mark beyond it is of those that do (of {kept['of'].max()}; 75 %: GA (image + text) 1).")
+    few = f"(of {kept['of'].max()}; 75 %: GA (image + text) 1)."
+    assert said.endswith(f"A mark beyond it is the mean of the replicates that get there {few}")
     assert not figures.fewer_replicates(known, kept.assign(n_replicates=kept["of"]))
 
 

@@ -839,7 +839,7 @@ def test_a_verdict_is_the_whole_intervals(monkeypatch):
     assert found["gap closed"].tolist() == ["25%"] * 3 + ["50%"] * 3 + ["75%"] * 3
     monkeypatch.setattr(tables.path, "between_modalities", lambda *given: pd.DataFrame())
     assert tables.verdicts(scores).empty
-    scores.by = ["exams"]
+    scores.of_a_grid = "runs of one method differ in exams"
     assert tables.verdicts(scores)["verdict"].tolist() == ["not tested: runs of one method differ in exams"]
 
 

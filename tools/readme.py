@@ -20,7 +20,7 @@ from textwrap import indent
 import numpy as np
 import pandas as pd
 
-from mllmu_nb import paths
+from mllmu_nb import paths, unlearning
 from mllmu_nb.config import Config
 from mllmu_nb.data.conversations import VIEW_OF
 from mllmu_nb.evaluation.path import PEOPLE
@@ -36,7 +36,6 @@ from mllmu_nb.scoring.gates import GOALS
 from mllmu_nb.scoring.path import HALF, KEPT
 from mllmu_nb.scoring.registry import by_key
 from mllmu_nb.statistics.intervals import interval
-from mllmu_nb.unlearning import METHODS
 
 FIRST = {"base_model": "llava", "protocol": "clean", "forget_ratio": 10, "replicate": 0}  # the runs of `make reproduce`
 TABLES, FIGURES = "results/reference/tables", "figures/reference"
@@ -130,7 +129,8 @@ def settings() -> str:
     """Return the table of docs/methods.md: how each form of a method that the reference has is trained on the
     miniature. The forms of the released code are in notebook 11."""
     lines = ["| method | unlearned on | learning rate | steps | batch | weights |", "|---|---|---:|---:|---:|---|"]
-    trained = [(one.name, one.variant) for one in METHODS.values() if one.streams and one.variant != "upstream"]
+    own = [one for one in unlearning.METHODS.values() if one.__module__.startswith(f"{unlearning.__name__}.")]
+    trained = [(one.name, one.variant) for one in own if one.streams and one.variant != "upstream"]
     for (name, variant), modality in product(trained, MODALITIES):
         config = Config(method=name, variant=variant, modality=modality)
         recipe, weights = config.unlearning, [f"{weight} = {value:g}" for weight, value in config.settings.items()]
