@@ -246,7 +246,7 @@ def check_comparable(configs: Sequence[Config]) -> None:
     for run_id, parameters, people, forgotten in runs:
         for what, known, names in (
             ("are about different people", people, [name for name in DATA if not name.startswith("forget_")]),
-            ("have other people to be forgotten", forgotten, [*DATA, "replicate"]),
+            ("have other people to be forgotten", forgotten, DATA),
         ):
             known_by = public({name: parameters[name] for name in names})
             key = (what, parameters["scale"], parameters["base_model"], *known_by.values())

@@ -318,6 +318,8 @@ def test_letters_after_other_numbers_of_worked_examples_are_not_compared():
     runs = [make(name, lambda q: True, **FEW) for name in ("vanilla", "oracle")]
     scores = Scores.of([*runs, make("ga", lambda q: q.set != "forget", modality="multimodal", shots=0, **FEW)])
     assert scores.by == ["shots"]
+    upstream = [make(name, protocol="upstream", shot_source="upstream", **FEW) for name in ("vanilla", "oracle")]
+    assert Scores.of([*runs, *upstream]).by == [], "each protocol has a table of its own"
     cells = scores.cells.query("method == 'ga' and set == 'forget' and view == 'both' and metric == 'accuracy'")
     known = cells[cells["against"] == "oracle"].set_index(["task", "scoring"])["value"]
     assert known["classification", "likelihood"] == -1, "no example precedes this question"

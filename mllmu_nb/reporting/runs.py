@@ -69,6 +69,7 @@ class Run:
 
     @cached_property
     def columns(self) -> dict[str, Any]:
+        """The columns that say which run a row is of."""
         return columns_of(self.record)
 
     def __getitem__(self, column: str) -> Any:
@@ -201,11 +202,11 @@ def varied(runs: Sequence[Run]) -> list[str]:
     """The parameters in which runs of one model (method, variant, modality, after) differ, such as a rate in a grid."""
     models = [str([run[column] for column in (*GROUP, *MODEL)]) for run in runs]
     values = [{name: repr(v) for name, v in run.parameters.items() if name not in NOT_VARIED} for run in runs]
-    values = pd.DataFrame(values)
-    several = values.groupby(models).nunique().gt(1).any()
-    # models that were asked with other worked examples are compared only with those that were asked alike
-    examples = [name for name in EXAMPLES if name in values and values[name].nunique() > 1]
-    return sorted({*several.index[several], *examples})
+    several = pd.DataFrame(values).groupby(models).nunique().gt(1).any()
+    # in one table, models that were asked with other worked examples are compared only with those asked alike
+    groups = [str([run[column] for column in GROUP]) for run in runs]
+    asked = pd.DataFrame(values).reindex(columns=EXAMPLES).groupby(groups).nunique().gt(1).any()
+    return sorted({*several.index[several], *asked.index[asked]})
 
 
 def items_of(runs: Sequence[Run], by: Sequence[str] | None = None) -> pd.DataFrame:
